@@ -1,0 +1,185 @@
+"""Order, sharding, padding and position of batches."""
+
+import dataclasses
+import math
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from image_fixtures import DIGITS_DIR, noise, write_folder
+
+from tl_jax.datasets import open_dataset
+from tl_jax.errors import UserError
+from tl_jax.input_pipeline import evaluation_batches, training_batches
+from tl_jax.preprocessing import Preprocessing
+
+PREPROCESSING = Preprocessing(
+    channels=3, resize=(6, 5), crop=None, resample=2, rescale_factor=1 / 255, mean=None, std=None
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_dataset("tfds:digits", {"test": "test[:50]"}, DIGITS_DIR)["test"]
+
+
+def train(examples, **options):
+    settings = {"batch_size": 8, "seed": 3, "num_epochs": 1} | options
+    return training_batches(examples, PREPROCESSING, **settings)
+
+
+def evaluate(examples, **options):
+    return evaluation_batches(examples, PREPROCESSING, **({"batch_size": 8} | options))
+
+
+def indices(batches):
+    return [batch["index"].tolist() for batch in batches]
+
+
+class TestTraining:
+    def test_batches(self, digits):
+        batches = list(train(digits))
+        assert len(batches) == 6  # of 50 examples, 2 are left over
+        for batch in batches:
+            assert batch["image"].shape == (8, 8, 8, 1) and batch["image"].dtype == np.uint8
+            assert batch["label"].dtype == batch["index"].dtype == np.int32
+            for image, label, index in zip(
+                batch["image"], batch["label"], batch["index"], strict=True
+            ):
+                assert np.array_equal(image, digits[index]["image"])
+                assert label == digits[index]["label"]
+
+    def test_every_example_at_most_once_an_epoch(self, digits):
+        seen = indices(train(digits, num_epochs=4))
+        epochs = [sum(seen[start : start + 6], []) for start in range(0, 24, 6)]
+        for epoch in epochs:
+            assert len(set(epoch)) == 48
+            assert epoch != sorted(epoch)
+        assert len({tuple(epoch) for epoch in epochs}) == 4
+        assert len({frozenset(epoch) for epoch in epochs}) > 1  # not always the same left out
+
+    def test_order_depends_on_seed_and_epoch_alone(self, digits):
+        reference = indices(train(digits, num_epochs=2))
+        assert indices(train(digits, num_epochs=3, threads=1, prefetch=1))[:12] == reference
+        assert indices(train(digits, num_epochs=2, seed=4)) != reference
+        smaller = sum(indices(train(digits, batch_size=4, num_epochs=1)), [])
+        assert smaller[:48] == sum(reference[:6], [])  # nor on the batch size
+
+    @pytest.mark.parametrize("count", [2, 4])
+    def test_processes_share_every_batch(self, digits, count):
+        reference = indices(train(digits, num_epochs=2))
+        parts = [
+            indices(train(digits, num_epochs=2, process_index=p, process_count=count))
+            for p in range(count)
+        ]
+        assert [sum(rows, []) for rows in zip(*parts, strict=True)] == reference
+
+    def test_without_end(self, digits):
+        iterator = train(digits, num_epochs=None)
+        for _ in range(20):
+            assert len(next(iterator)["label"]) == 8
+
+    @pytest.mark.parametrize("position", [0, 1, 6, 9])
+    def test_position_is_restored(self, digits, position):
+        iterator = train(digits, num_epochs=3)
+        for _ in range(position):
+            next(iterator)
+        state = iterator.get_state()
+        rest = indices(iterator)
+        assert len(rest) == 18 - position
+        other = train(digits, num_epochs=3)
+        next(other)
+        other.set_state(state)
+        assert indices(other) == rest
+
+    def test_position_through_orbax(self, digits, tmp_path):
+        iterator = train(digits, num_epochs=2)
+        for _ in range(7):
+            next(iterator)
+        with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+            save = ocp.args.Composite(
+                weights=ocp.args.StandardSave({"w": np.ones(3)}),
+                input=grain.checkpoint.CheckpointSave(iterator),
+            )
+            manager.save(7, args=save)
+            manager.wait_until_finished()
+            rest = indices(iterator)
+            other = train(digits, num_epochs=2)
+            manager.restore(
+                7, args=ocp.args.Composite(input=grain.checkpoint.CheckpointRestore(other))
+            )
+        assert len(rest) == 5
+        assert indices(other) == rest
+
+    def test_batch_that_does_not_fit(self, digits):
+        with pytest.raises(UserError, match=r"batch_size is 51.*only 50"):
+            train(digits, batch_size=51)
+        with pytest.raises(UserError, match="multiple of the 3"):
+            train(digits, process_count=3)
+        with pytest.raises(UserError, match="positive"):
+            train(digits, batch_size=0)
+
+    def test_images_of_many_sizes(self, tmp_path):
+        write_folder(tmp_path, {"a": 8, "b": 8}, many_sizes=True)
+        examples = open_dataset(f"folder:{tmp_path}", {"train": "train"})["train"]
+        for batch in train(examples):
+            assert batch["image"].shape == (8, 6, 5, 3) and batch["image"].dtype == np.uint8
+            first = PREPROCESSING.host(examples[batch["index"][0]]["image"])
+            assert np.array_equal(batch["image"][0], first)
+
+    @pytest.mark.parametrize("threads", [1, 4])
+    def test_errors_come_out_of_the_threads(self, tmp_path, threads):
+        write_folder(tmp_path, {"a": 16, "b": 16})
+        examples = open_dataset(f"folder:{tmp_path}", {"train": "train"})["train"]
+        noise(0, width=9).save(tmp_path / "b" / "003.png")
+        (tmp_path / "b" / "004.png").unlink()
+        with pytest.raises(UserError, match=r"b/00[34]\.png"):
+            list(train(examples, threads=threads))
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("count", [1, 2, 4, 8])
+    @pytest.mark.parametrize("batch_size", [8, 16, 56])
+    def test_processes_cover_all_once(self, digits, count, batch_size):
+        parts = [
+            list(evaluate(digits, batch_size=batch_size, process_index=p, process_count=count))
+            for p in range(count)
+        ]
+        assert {len(part) for part in parts} == {math.ceil(50 / batch_size)}
+        order = []
+        for batches in zip(*parts, strict=True):
+            for batch in batches:
+                real = batch["mask"] == 1
+                assert batch["image"].shape == (batch_size // count, 8, 8, 1)
+                assert batch["mask"].dtype == np.float32
+                assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+                assert not batch["image"][~real].any() and not batch["mask"][~real].any()
+                assert (batch["index"][~real] == -1).all()
+                order += batch["index"][real].tolist()
+        assert order == list(range(50))
+
+    def test_content(self, digits):
+        for batch in evaluate(digits):
+            for row in np.flatnonzero(batch["mask"]):
+                example = digits[batch["index"][row]]
+                assert np.array_equal(batch["image"][row], example["image"])
+                assert batch["label"][row] == example["label"]
+
+    def test_images_of_many_sizes(self, tmp_path):
+        write_folder(tmp_path, {"a": 3, "b": 2}, many_sizes=True)
+        examples = open_dataset(f"folder:{tmp_path}", {"test": "train"})["test"]
+        parts = [list(evaluate(examples, process_index=p, process_count=2)) for p in range(2)]
+        assert [part[0]["image"].shape for part in parts] == [(4, 6, 5, 3)] * 2
+        assert [part[0]["mask"].sum() for part in parts] == [4, 1]
+        last = list(evaluate(examples, process_index=3, process_count=4))[0]
+        assert last["image"].shape == (2, 6, 5, 3) and not last["mask"].any()
+
+    def test_more_than_one_epoch_is_a_new_iterator(self, digits):
+        assert indices(evaluate(digits)) == indices(evaluate(digits))
+
+    def test_examples_are_not_changed_by_a_batch(self, digits):
+        same = dataclasses.replace(digits)
+        next(evaluate(digits))["image"][:] = 0
+        assert np.array_equal(same[0]["image"], digits[0]["image"])
+        assert digits[0]["image"].any()

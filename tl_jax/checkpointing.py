@@ -1,0 +1,113 @@
+"""What training changes, kept by Orbax: the trainable part, optimizer state and input position.
+
+The frozen part is not copied: it is named by its source, revision and hash, and loaded from there.
+The last checkpoint is kept, and the best by validation.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from tl_jax.errors import UserError
+from tl_jax.train_step import TrainState
+
+_METRIC = "validation_accuracy"
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics[_METRIC]
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a work directory.
+
+    Args:
+      folder: any path that epath knows.
+    """
+
+    def __init__(self, folder: epath.PathLike):
+        self._manager = ocp.CheckpointManager(
+            folder,
+            item_names=("state", "position"),
+            options=ocp.CheckpointManagerOptions(
+                create=True,
+                enable_async_checkpointing=True,
+                best_fn=_accuracy,
+                # A save that was cut short is swept away on the next start.
+                cleanup_tmp_directories=True,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [
+                        preservation_policy.LatestN(1),
+                        preservation_policy.BestN(
+                            get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def save(
+        self, state: TrainState, position: dict[str, Any], accuracy: float | None = None
+    ) -> None:
+        """Writes in the background; the state's buffers may be donated as soon as this returns.
+
+        Args:
+          state: replicated over devices.
+          position: what else a resumed run needs, as JSON: position of the input, plan, hashes.
+          accuracy: on the validation split, where it was just measured.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        host = jax.tree.map(np.asarray, state._asdict())
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(host), position=ocp.args.JsonSave(position)
+            ),
+            metrics=None if accuracy is None else {_METRIC: accuracy},
+        )
+
+    @property
+    def last(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the best checkpoint by validation accuracy; the newest where none was measured."""
+        best = self._manager.best_step()
+        return self.last if best is None else best
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """A checkpoint as NumPy arrays of the shapes in `like`, and its position.
+
+        Raises:
+          UserError: the checkpoint holds another network or optimizer.
+        """
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like._asdict())
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(shapes), position=ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(
+                f"cannot restore step {step} of {self._manager.directory}: {error}"
+            ) from error
+        return TrainState(**found.state), found.position
+
+    @property
+    def folder(self) -> epath.Path:
+        """Where they lie."""
+        return self._manager.directory
+
+    def wait(self) -> None:
+        """Returns when everything is written."""
+        self._manager.wait_until_finished()

@@ -1,0 +1,166 @@
+"""What a run shows in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tl_jax.evaluation import Evaluation
+
+console = Console(highlight=False)
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """The plan (as in `plan.json`), a row a group."""
+    rate, decay = plan["learning_rate"], max(leaf["weight_decay"] for leaf in plan["leaves"])
+    table = Table(title=f"{plan['strategy']} on a {plan['trunk']} trunk", title_justify="left")
+    for column in ("group", "blocks", "parameters", "learning rate", "weight decay", "state bytes"):
+        table.add_column(column, justify="left" if column in ("group", "blocks") else "right")
+    groups: dict[str, list] = {}
+    for leaf in plan["leaves"]:
+        groups.setdefault(leaf["group"], []).append(leaf)
+    order = plan["blocks"].index
+    for name in sorted(groups, key=lambda g: order(groups[g][0]["block"])):
+        leaves = groups[name]
+        trains = name != "frozen"
+        table.add_row(
+            escape(name),
+            escape(_block_range(sorted({leaf["block"] for leaf in leaves}, key=order))),
+            f"{sum(leaf['parameters'] for leaf in leaves):,}",
+            f"{rate * leaves[0]['learning_rate_multiplier']:g}" if trains else "–",
+            f"{decay:g} (kernels)" if trains and decay else "–",
+            f"{sum(leaf['optimizer_state_bytes'] for leaf in leaves):,}" if trains else "–",
+        )
+    moving = len(plan["moving_statistics"])
+    table.caption = (
+        f"trains from block {plan['boundary']} of {len(plan['blocks'])} "
+        f"({escape(plan['boundary_block'])}); BatchNorm statistics: "
+        + (f"{moving} move with the batch" if moving else "frozen")
+        + f"; {plan['optimizer']}, {plan['optimizer_state_bytes']:,} bytes of state in all"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _block_range(blocks: list[str]) -> str:
+    return blocks[0] if len(blocks) == 1 else f"{blocks[0]} … {blocks[-1]} ({len(blocks)})"
+
+
+class Progress:
+    """A bar over the training steps with the newest figures.
+
+    Args:
+      done: steps done before this start.
+      total: steps of the whole training.
+      visible: False for all processes but the first.
+    """
+
+    def __init__(self, done: int, total: int, visible: bool):
+        self._figures: dict[str, float] = {}
+        self._bar = rich.progress.Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not visible,
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, figures="")
+
+    def show(self, step: int, figures: Mapping[str, float] | None) -> None:
+        """Moves the bar and renews loss and accuracies."""
+        shown = ("loss", "accuracy", "validation accuracy")
+        self._figures |= {name: value for name, value in (figures or {}).items() if name in shown}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in self._figures.items())
+        self._bar.update(self._task, completed=step, figures=text)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+
+def accuracy(metrics: Mapping[str, Any]) -> str:
+    """`0.874 [0.867, 0.880] of 10,000`."""
+    low, high = metrics["accuracy_ci95"]
+    return f"{metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] of {metrics['examples']:,}"
+
+
+def result(summary: Mapping[str, Any], workdir: Any) -> Table:
+    """What a finished run found."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for split in ("test", "validation"):
+        if metrics := summary["metrics"].get(split):
+            table.add_row(f"{split} accuracy", f"{accuracy(metrics)} (95 % interval)")
+    certificate, parameters = summary["freeze"]["certificate"], summary["model"]["parameters"]
+    verdict = "ok: bit for bit as before" if certificate["ok"] else "[red]BROKEN: the frozen moved[/]"
+    table.add_row("certificate", f"{verdict}, {certificate['leaves']} frozen leaves and statistics")
+    table.add_row("", f"sha256 {certificate['sha256_after']}")
+    share = parameters["trainable"] / parameters["total"]
+    table.add_row("trained", f"{parameters['trainable']:,} parameters ({share:.2%} of all)")
+    cost = summary["cost"]
+    least = cost["flops_per_step"] / cost["flops_minimum"]
+    table.add_row(
+        "cost",
+        f"{cost['train_seconds']:.1f} s of training, {cost['examples_per_second']:,.0f} examples/s, "
+        f"{least:.3f} × the least FLOPs a step",
+    )
+    table.add_row("work directory", escape(str(workdir)))
+    return table
+
+
+def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) -> Table:
+    """Accuracy of a split, and of each of its classes."""
+    title = f"{split}: accuracy {accuracy(found.summary())}, loss {found.loss:.4f}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("examples", justify="right")
+    table.add_column("accuracy", justify="right")
+    rows = zip(class_names, found.confusion.sum(1), found.per_class_accuracy, strict=True)
+    for name, examples, share in rows:
+        table.add_row(escape(name), f"{examples:,}", "–" if share is None else f"{share:.4f}")
+    return table
+
+
+def side_by_side(ours: Mapping[str, Any], control: Mapping[str, Any]) -> Table:
+    """What transfer bought: the run beside its control."""
+    table = Table(title="What transfer bought", title_justify="left")
+    table.add_column("trunk")
+    table.add_column("strategy")
+    table.add_column("test accuracy (95 % interval)")
+    for trunk, summary in (("pretrained", ours), ("random weights", control)):
+        if metrics := summary["metrics"].get("test"):
+            table.add_row(trunk, summary["freeze"]["strategy"], accuracy(metrics))
+    return table
+
+
+def predictions(name: str, ranked: list[tuple[str, float]]) -> Table:
+    """Classes of one image with their probabilities, best first."""
+    table = Table(title=escape(name), title_justify="left")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for label, probability in ranked:
+        table.add_row(escape(label), f"{probability:.4f}")
+    return table
+
+
+def what_next(workdir: Any, config: str) -> str:
+    """Commands to try after a run."""
+    return (
+        "\n[bold]What to try next[/]\n"
+        f"  the plan of another strategy     python run.py --config {escape(config)} --mode plan "
+        "--config.freeze.strategy=top_k --config.freeze.k=2\n"
+        f"  the classifier on your images    python run.py --mode predict --workdir "
+        f"{escape(str(workdir))} --images a.png b.png\n"
+        f"  its figures                      {escape(str(workdir))}/figures\n"
+        f"  the classifier for transformers  {escape(str(workdir))}/export"
+    )

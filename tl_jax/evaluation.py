@@ -1,0 +1,145 @@
+"""Exact accuracy and loss over a whole split: sums over padded, masked batches, divided once."""
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import losses
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What a classifier does on one split.
+
+    Attributes:
+      loss: mean cross-entropy in nats.
+      confusion: int64 [C, C], examples by true class (rows) and predicted class (columns).
+      mistakes: the most confident wrong answers, most confident first: (probability, example's
+        index, true class, predicted class).
+    """
+
+    loss: float
+    confusion: np.ndarray
+    mistakes: list[tuple[float, int, int, int]]
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples whose most probable class is the true one."""
+        return int(np.trace(self.confusion)) / self.examples
+
+    @property
+    def per_class_accuracy(self) -> list[float | None]:
+        """The same for the examples of each class; None where there are none."""
+        totals = self.confusion.sum(1)
+        return [
+            int(hit) / int(n) if n else None
+            for hit, n in zip(np.diag(self.confusion), totals, strict=True)
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """As `summary.json` holds it."""
+        hits = int(np.trace(self.confusion))
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_ci95": list(wilson_interval(hits, self.examples)),
+            "loss": self.loss,
+            "examples": self.examples,
+        }
+
+
+def wilson_interval(hits: int, examples: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Confidence interval of a proportion (Wilson 1927, doi:10.2307/2276774); z: 95 % by default.
+
+    With p = hits / n: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+    """
+    share = hits / examples
+    centre = share + z * z / (2 * examples)
+    spread = z * math.sqrt(share * (1 - share) / examples + (z / (2 * examples)) ** 2)
+    scale = 1 + z * z / examples
+    low = 0.0 if hits == 0 else (centre - spread) / scale
+    return low, 1.0 if hits == examples else (centre + spread) / scale
+
+
+def make_eval_step(
+    module: nn.Module, num_classes: int, preprocess: Callable, axis_name: str | None = None
+) -> Callable:
+    """Sums over one batch, the same function for every device.
+
+    Returns:
+      `step(variables, batch)` → dict of loss: float32 [], sum over the examples of the batch;
+      confusion: int32 [C, C]; and of every example of the global batch, [N]: label, prediction,
+      probability (of the prediction), index and mask (0 for padding).
+      batch: image uint8 [n, h, w, c], label int32 [n], index int32 [n], mask float32 [n].
+    """
+
+    def eval_step(variables, batch):
+        logits = module.apply(variables, preprocess(batch["image"]))
+        real = batch["mask"] > 0
+        label, prediction = batch["label"], logits.argmax(-1).astype(jnp.int32)
+        loss = jnp.where(real, losses.cross_entropy(logits, label), 0.0).sum()
+        confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
+        confusion = confusion.at[label, prediction].add(real.astype(jnp.int32))
+        examples = {
+            "label": label,
+            "prediction": prediction,
+            "probability": jax.nn.softmax(logits).max(-1),
+            "index": batch["index"],
+            "mask": real,
+        }
+        if axis_name is not None:
+            loss, confusion = jax.lax.psum((loss, confusion), axis_name)
+            examples = jax.tree.map(
+                lambda x: jax.lax.all_gather(x, axis_name, tiled=True), examples
+            )
+        return {"loss": loss, "confusion": confusion, **examples}
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: Callable, variables: Any, batches: Iterable[Any], mistakes: int = 25
+) -> Evaluation:
+    """Runs a compiled `make_eval_step` over all batches, one result behind the device.
+
+    Raises:
+      ValueError: there is no example.
+    """
+    loss, confusion, worst = 0.0, None, []  # type: ignore[var-annotated]
+
+    def add(sums):
+        nonlocal loss, confusion, worst
+        sums = jax.device_get(sums)
+        loss += float(sums["loss"])
+        counts = sums["confusion"].astype(np.int64)
+        confusion = counts if confusion is None else confusion + counts
+        wrong = sums["mask"] & (sums["prediction"] != sums["label"])
+        found = [
+            (float(sums["probability"][i]), int(sums["index"][i]))
+            + (int(sums["label"][i]), int(sums["prediction"][i]))
+            for i in np.flatnonzero(wrong)
+        ]
+        worst = heapq.nlargest(mistakes, worst + found)
+
+    pending = None
+    for batch in batches:
+        sums = eval_step(variables, batch)
+        if pending is not None:
+            add(pending)
+        pending = sums
+    if pending is None:
+        raise ValueError("no example to evaluate")
+    add(pending)
+    assert confusion is not None
+    return Evaluation(loss / int(confusion.sum()), confusion, worst)

@@ -1,0 +1,123 @@
+"""A trained classifier at work: evaluated on a data set, or asked about single images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import display, evaluation, image_files, input_pipeline, job, parallel, results
+from tl_jax.config import Config
+from tl_jax.datasets import open_dataset
+from tl_jax.errors import UserError
+from tl_jax.parallel import DataParallel
+from tl_jax.pretrained import Pretrained, load_pretrained
+from tl_jax.workdir import WorkDir
+
+TOP = 5
+
+
+def predict(path: str, images: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """The most probable classes of each image file, printed and returned.
+
+    Args:
+      path: a finished work directory, or an exported folder.
+      images: image files.
+
+    Raises:
+      UserError: no classifier there, or files that are no images (all of them are named).
+    """
+    classifier = load_trained(path)
+    pixels, problems = [], []
+    for name in images:
+        try:
+            pixels.append(classifier.preprocessing.host(image_files.decode(name)))
+        except image_files.UnreadableImage as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise UserError("cannot read these images:\n  " + "\n  ".join(problems))
+    ready = classifier.preprocessing.after_host().device(jnp.asarray(np.stack(pixels)))
+    probabilities = np.asarray(jax.nn.softmax(classifier.apply(ready)))
+    answers = []
+    for name, row in zip(images, probabilities, strict=True):
+        best = np.argsort(-row, kind="stable")[:TOP]
+        answers.append([(classifier.class_names[i], float(row[i])) for i in best])
+        display.console.print(display.predictions(name, answers[-1]))
+    return answers
+
+
+def evaluate(config: Config, path: str) -> dict[str, Any]:
+    """Accuracy and loss over the configuration's validation and test splits, printed and returned.
+
+    Args:
+      config: says which data; that of the work directory, or another.
+      path: a finished work directory, or an exported folder. `evaluation.json` and the figures of a
+        work directory are written anew.
+
+    Raises:
+      UserError: no classifier there, or other classes than the data has.
+    """
+    classifier = load_trained(path)
+    splits = {"validation": config.data.splits.validation, "test": config.data.splits.test}
+    if not any(splits.values()):
+        raise UserError("config.data.splits names neither a validation nor a test split")
+    examples = open_dataset(
+        config.data.source, splits, config.data.dir, skip_unreadable=config.data.skip_unreadable
+    )
+    names = next(iter(examples.values())).class_names
+    if names != classifier.class_names:
+        raise UserError(
+            f"{config.data.source} has the classes {', '.join(names)}, "
+            f"the classifier in {path} has {', '.join(classifier.class_names)}"
+        )
+    devices = DataParallel(config.parallel)
+    variables = devices.replicate(classifier.variables)
+    evaluations = {}
+    for split, found in examples.items():
+        step = evaluation.make_eval_step(
+            classifier.module,
+            len(names),
+            job.on_device(classifier.preprocessing, found).device,
+            parallel.AXIS,
+        )
+        batches = input_pipeline.evaluation_batches(
+            found,
+            classifier.preprocessing,
+            batch_size=parallel.round_up(config.data.batch_size),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data.threads,
+        )
+        compiled = devices.compile(step, arguments=1, donate=False)
+        evaluations[split] = evaluation.evaluate(compiled, variables, map(devices.shard, batches))
+        if parallel.is_first():
+            display.console.print(display.evaluation_table(split, evaluations[split], names))
+    workdir = WorkDir(path)
+    if parallel.is_first() and (workdir.path / "export").exists():
+        results.write_evaluations(workdir, names, examples, evaluations)
+    return {split: found.summary() for split, found in evaluations.items()}
+
+
+def load_trained(path: str) -> Pretrained:
+    """The classifier of a finished work directory or of an exported folder, with its head.
+
+    Raises:
+      UserError: there is none.
+    """
+    workdir = WorkDir(path)
+    exported = workdir.path / "export"
+    if exported.exists():
+        return load_pretrained(str(exported))
+    content = workdir.read_json("config.json")
+    if content is None:
+        raise UserError(f"{path} is neither a work directory nor an exported folder")
+    if "model_type" not in content:
+        raise UserError(
+            f"the run in {path} is not finished: start it again to let it end, then there is an "
+            "export to use"
+        )
+    classifier = load_pretrained(str(workdir.path))
+    if not classifier.class_names:
+        raise UserError(f"{path} holds a network without a classification head")
+    return classifier

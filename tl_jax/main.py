@@ -1,0 +1,148 @@
+"""The command line: flags → configuration → one of the modes; errors → one message, exit code 2."""
+
+import argparse
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_jax import config as config_lib
+from tl_jax import freezing
+from tl_jax.config import Config
+from tl_jax.errors import RunFailed, UserError
+
+MODES = ("train", "plan", "eval", "predict")
+_DISK_ERRORS = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the quota is used up",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.EEXIST: "a file is in the way",
+    errno.EISDIR: "a directory is in the way",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for a user's error."""
+    try:
+        flags, overrides = _parse(arguments)
+        _run(flags, overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"run failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or flags.workdir
+        print(f"error: {where}: {_DISK_ERRORS[error.errno]} ({error.strerror})", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    if flags.mode == "predict":
+        if not flags.images:
+            raise UserError("--mode predict needs --images a.png b.png …")
+        _start_jax(None)
+        from tl_jax import inference
+
+        inference.predict(flags.workdir, flags.images)
+        return
+    config = _config(flags, overrides)
+    _start_jax(config.logging.compilation_cache)
+    if flags.mode == "eval":
+        from tl_jax import inference
+
+        inference.evaluate(config, flags.workdir)
+        return
+
+    from tl_jax import display, trainer
+
+    if flags.mode == "plan":
+        trainer.plan(config, flags.workdir)
+        return
+    summary = trainer.train(config, flags.workdir)
+    display.console.print(display.result(summary, flags.workdir))
+    if config.control is not None:
+        control = _control(config)
+        display.console.print(f"\nThe control, {config.control}:")
+        other = trainer.train(control, os.path.join(flags.workdir, "control"))
+        display.console.print(display.side_by_side(summary, other))
+    display.console.print(display.what_next(flags.workdir, flags.config))
+
+
+def _control(config: Config) -> Config:
+    """The same run with another strategy, none of the strategy's options, and no control."""
+    freeze = dataclasses.replace(config.freeze, strategy=config.control, k=None, patterns=None)
+    return dataclasses.replace(config, freeze=freeze, control=None)
+
+
+def _config(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:
+    if flags.config is not None:
+        fields: dict[str, Any] = config_lib.load_config(flags.config)
+    else:
+        from tl_jax.workdir import WorkDir
+
+        fields = WorkDir(flags.workdir).config()
+    return config_lib.resolve(fields, overrides, checks=[freezing.problems])
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Flags, and the `--config.FIELD=VALUE` (or `--config.FIELD VALUE`) overrides apart."""
+    rest, overrides = [], []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"--config.{name} has no value: write --config.{name}=VALUE")
+        overrides.append((name, value))
+    flags = _flags().parse_args(rest)
+    if flags.config is None and (flags.workdir is None or flags.mode not in ("eval", "predict")):
+        least = "--workdir" if flags.mode in ("eval", "predict") else "--config configs/NAME.py"
+        raise UserError(f"--mode {flags.mode} needs {least}")
+    if flags.workdir is None:
+        flags.workdir = os.path.join("runs", Path(flags.config).stem)
+    return flags, overrides
+
+
+def _flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Transfer learning of image classifiers.",
+        epilog="Any field of the configuration: --config.FIELD=VALUE, "
+        "as in --config.optimizer.learning_rate=0.01",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="configs/NAME.py", help="defines get_config()")
+    parser.add_argument("--workdir", metavar="DIR", help="default: runs/NAME")
+    parser.add_argument("--mode", choices=MODES, default="train")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="for --mode predict")
+    return parser
+
+
+def _start_jax(compilation_cache: str | None) -> None:
+    """What must come before anything asks JAX for devices."""
+    import jax
+
+    from tl_jax import parallel
+
+    if compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    parallel.start()

@@ -1,0 +1,143 @@
+"""Layers that the families share: activations by transformers' names, dropout, the chain itself."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tl_jax.errors import UserError
+
+Block = Callable[..., Any]
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _laplace(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jax.lax.erf((x - 0.707107) / (0.282095 * 2.0**0.5)))
+
+
+# transformers' ACT2FN without `prelu` and `xielu`, which hold parameters of their own.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": _gelu,
+    "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+    "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_python": _gelu,
+    "gelu_python_tanh": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "hardswish": jax.nn.hard_swish,
+    "laplace": _laplace,
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask belongs to the example, not to its place in the batch.
+
+    The mask of example n is drawn from `fold_in(keys[n], crc32(path of this layer))`, so that it is
+    the same however the batch is split over devices (https://arxiv.org/abs/1207.0580 for dropout).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """x [N, …], keys [N] typed PRNG keys or None (deterministic) → [N, …]."""
+        if keys is None or self.rate == 0.0:
+            return x
+        layer = zlib.crc32("/".join(self.path).encode())
+
+        def mask(key: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(
+                jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]
+            )
+
+        return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+class Chain(nn.Module):
+    """A network as a chain of blocks, any contiguous range of which can be run.
+
+    Attributes:
+      options: what config.json says of the network, hashable.
+      num_classes: outputs of the head; None builds none.
+      dtype: what the trunk computes in; what the head sees and the head are float32.
+      axis_name: mapped axis over which BatchNorm in training mode averages its statistics.
+    """
+
+    options: Any
+    num_classes: int | None = None
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def blocks(self) -> Sequence[Block]:
+        """The blocks in order, the head last; each takes `(x, keys=…, batch_norm=…)`."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Any,
+        first: int = 0,
+        last: int | None = None,
+        training: Sequence[int] = (),
+        batch_norm: Sequence[int] = (),
+        keys: jax.Array | None = None,
+    ) -> Any:
+        """Runs blocks[first:last].
+
+        Args:
+          x: what block `first` takes; images float [N, H, W, C] for the first one.
+          first: start of the range, as in a Python slice.
+          last: end of the range; None runs the head too, -1 gives what the head sees, [N, C].
+          training: indices of the blocks whose dropout is active.
+          batch_norm: indices of the blocks whose BatchNorm uses the batch's statistics and updates
+            the running ones (apply with `mutable=["batch_stats"]`); all others use the stored ones.
+          keys: one typed PRNG key an example, [N]; None switches every dropout off.
+
+        Returns:
+          What the last of these blocks gives: float32 logits [N, classes] after the head.
+
+        Raises:
+          UserError: the images have another number of channels, or there is no head to run.
+        """
+        blocks = self.blocks()
+        for index in range(len(blocks))[first:last]:
+            x = blocks[index](
+                x, keys=keys if index in training else None, batch_norm=index in batch_norm
+            )
+        return x
+
+
+def head_block(dense: nn.Module | None) -> Block:
+    """The head as a block; without a dense layer it can only say that there is none."""
+
+    def run(x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False) -> jax.Array:
+        if dense is None:
+            raise UserError(
+                "this checkpoint has no classification head: ask for one with num_classes=N, "
+                "or take what it would see with .features (last=-1)"
+            )
+        return dense(x.astype(jnp.float32))
+
+    return run

@@ -1,0 +1,263 @@
+"""A pretrained classifier: load it, run any range of its blocks, write it back.
+
+network = load_pretrained("microsoft/resnet-50", num_classes=10)
+logits = network.apply(network.preprocess(images))
+save_pretrained(network, "export")
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from tl_jax import models, weight_conversion
+from tl_jax.errors import UserError
+from tl_jax.hub import CONFIG, PROCESSOR, Checkpoint, open_checkpoint
+from tl_jax.models.family import BlockSpec, Family, is_size
+from tl_jax.models.layers import Chain
+from tl_jax.preprocessing import Preprocessing
+from tl_jax.tensor_files import SAFETENSORS_DTYPES
+from tl_jax.weight_conversion import Conversion
+
+WEIGHTS = "model.safetensors"
+DEFAULT_LABELS = 2  # transformers' number of labels when config.json says nothing
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network with its parameters and everything that belongs to them.
+
+    Attributes:
+      module: the Flax module; see `tl_jax.models.layers.Chain` for the ranges it can run.
+      variables: {"params": …} and, where there is BatchNorm, {"batch_stats": …}.
+      config: content of config.json, with the labels of the head as it is here.
+      preprocessing: uint8 images → what the network takes.
+      checkpoint: the source.
+      family: what kind of network it is.
+      conversion: what became of every tensor of the source.
+    """
+
+    module: Chain
+    variables: dict[str, Any] = dataclasses.field(repr=False)
+    config: dict[str, Any] = dataclasses.field(repr=False)
+    preprocessing: Preprocessing
+    checkpoint: Checkpoint = dataclasses.field(repr=False)
+    family: Family = dataclasses.field(repr=False)
+    conversion: Conversion = dataclasses.field(repr=False)
+
+    @property
+    def chain(self) -> tuple[BlockSpec, ...]:
+        """The blocks in order with the parameters each owns."""
+        return self.family.chain(self.config)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of the blocks in order."""
+        return tuple(block.name for block in self.chain)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class in the order of the logits; () without a head."""
+        if self.module.num_classes is None:
+            return ()
+        return tuple(self.config["id2label"][str(i)] for i in range(self.module.num_classes))
+
+    def apply(self, images: Any, first: int = 0, last: int | None = None) -> jax.Array:
+        """Runs blocks[first:last]; by default images float [N, H, W, C] → float32 logits [N, K].
+
+        Raises:
+          UserError: the images do not fit, or the checkpoint has no head to run.
+        """
+        return _apply(self.module, self.variables, images, first, last)
+
+    def features(self, images: Any) -> jax.Array:
+        """What the head sees: images float [N, H, W, C] → float32 [N, D]."""
+        return self.apply(images, last=-1)
+
+    def preprocess(self, images: Any) -> jax.Array:
+        """Images uint8 [N, h, w, c] → float32 [N, H, W, C] as the network takes them."""
+        return _preprocess(self.preprocessing, images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _apply(module: Chain, variables: Any, x: Any, first: int, last: int | None) -> jax.Array:
+    return module.apply(variables, x, first=first, last=last)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _preprocess(preprocessing: Preprocessing, images: Any) -> jax.Array:
+    return preprocessing.device(images)
+
+
+def load_pretrained(
+    id_or_folder: str | os.PathLike[str],
+    num_classes: int | None = None,
+    *,
+    revision: str | None = None,
+    image_size: int | None = None,
+    class_names: Sequence[str] | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> Pretrained:
+    """Loads a checkpoint in Hugging Face format.
+
+    Args:
+      id_or_folder: a Hub id, or a folder with config.json, weights and preprocessor_config.json.
+      num_classes: puts a new head of float32 zeros with so many outputs in the place of the
+        checkpoint's; None keeps it. Without one in the file, `features` works and `apply` says so.
+      revision: branch, tag or commit of a Hub id.
+      image_size: resize straight to image_size × image_size pixels; None does what the checkpoint's
+        image processor says.
+      class_names: a name for each class of the new head.
+      dtype: what the trunk computes in, float32 or bfloat16; the head computes in float32.
+      param_dtype: dtype of the parameters read from the file; running statistics stay float32.
+
+    Raises:
+      UserError: the checkpoint is not there, not supported, or its files do not fit together.
+    """
+    checkpoint = open_checkpoint(os.fspath(id_or_folder), revision)
+    family = models.family_of(checkpoint.config, checkpoint.source)
+    new_head = num_classes is not None
+    if new_head:
+        labels = _new_labels(num_classes, class_names)
+    elif class_names is not None:
+        raise UserError("class_names goes with a new head: give num_classes, too")
+    elif weight_conversion.has_head(checkpoint, family):
+        labels = _stored_labels(checkpoint)
+    else:
+        labels = None
+    config = dict(checkpoint.config)
+    if labels is not None:
+        config.pop("num_labels", None)
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+    module = family.module(config, None if labels is None else len(labels), jnp.dtype(dtype))
+    template = models.variable_shapes(module, family.example_shape(config))
+    variables, conversion = weight_conversion.load(
+        checkpoint, family, template, jnp.dtype(param_dtype), new_head
+    )
+    if conversion.ignored:
+        log.info("%s: not used: %s", checkpoint.source, ", ".join(conversion.ignored))
+    channels = family.example_shape(config)[-1]
+    preprocessing = Preprocessing.from_processor(
+        checkpoint.processor or {}, channels, image_size, model_type=family.model_type
+    )
+    return Pretrained(module, variables, config, preprocessing, checkpoint, family, conversion)
+
+
+def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike[str]) -> None:
+    """Writes config.json, model.safetensors and preprocessor_config.json, each whole or not at all.
+
+    The folder is one of transformers' `…ForImageClassification`, in PyTorch's layout. Tensors that
+    are bit for bit as loaded keep the bytes and dtype of the source; the head and what has changed
+    is float32.
+
+    Args:
+      pretrained: what to write; `dataclasses.replace(pretrained, variables=…)` after training.
+      folder: made if need be; files of these names in it are replaced.
+
+    Raises:
+      UserError: there is no head, or the folder cannot be written.
+    """
+    if pretrained.module.num_classes is None:
+        raise UserError(
+            f"{pretrained.checkpoint.source} has no classification head to save: "
+            "load it with num_classes=N"
+        )
+    tensors = weight_conversion.unload(
+        pretrained.variables, pretrained.conversion, pretrained.checkpoint, pretrained.family
+    )
+    config = {key: value for key, value in pretrained.config.items() if key != "torch_dtype"}
+    config["architectures"] = [pretrained.family.architecture]
+    config["num_labels"] = pretrained.module.num_classes
+    # A half-precision dtype here would make transformers round the float32 head.
+    config["dtype"] = "float32"
+    target = epath.Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target / WEIGHTS, _safetensors(tensors))
+        _write(target / PROCESSOR, [_json(pretrained.preprocessing.to_processor())])
+        _write(target / CONFIG, [_json(config)])
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _new_labels(num_classes: int, class_names: Sequence[str] | None) -> list[str]:
+    if not is_size(num_classes):
+        raise UserError(f"num_classes must be a whole number from 1, is {num_classes!r:.80}")
+    if class_names is None:
+        return [f"LABEL_{index}" for index in range(num_classes)]
+    if len(class_names) != num_classes:
+        raise UserError(f"{len(class_names)} class_names for num_classes={num_classes}")
+    return [str(name) for name in class_names]
+
+
+def _stored_labels(checkpoint: Checkpoint) -> list[str]:
+    """The labels by which config.json names the outputs of the head in the file."""
+    stored = checkpoint.config.get("id2label")
+    if stored is None:
+        count = checkpoint.config.get("num_labels", DEFAULT_LABELS)
+        if not is_size(count):
+            raise UserError(
+                f"{checkpoint.source}: config.json cannot be used:\n"
+                f"  num_labels: must be a whole number from 1, is {count!r:.80}"
+            )
+        return [f"LABEL_{index}" for index in range(count)]
+    names = [str(index) for index in range(len(stored))] if isinstance(stored, dict) else []
+    if (
+        not names
+        or stored.keys() != set(names)
+        or not all(isinstance(label, str) for label in stored.values())
+    ):
+        raise UserError(
+            f"{checkpoint.source}: config.json cannot be used:\n"
+            f'  id2label: must name each class from "0" on, is {stored!r:.80}'
+        )
+    return [stored[name] for name in names]
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _safetensors(tensors: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """The file piece by piece (https://huggingface.co/docs/safetensors), one tensor in memory."""
+    # Widest first, so that every tensor is aligned to its own width.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": SAFETENSORS_NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
+
+
+def _write(path: epath.Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """The file under another name first, so that a crash never leaves half of it."""
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        with partial.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

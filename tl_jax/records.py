@@ -1,0 +1,55 @@
+"""What every source of data has in common: its records, sections of splits, and fingerprints."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Record(NamedTuple):
+    """One example, not yet decoded: bytes or path of the image, label, and words to name it by."""
+
+    image: bytes | str
+    label: int
+    where: str
+
+
+class Section(NamedTuple):
+    """Examples start ≤ i < stop of one split on disk."""
+
+    split: str
+    start: int
+    stop: int
+
+
+class Records(Protocol):
+    """Random access to encoded examples."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """The examples at `indices`, in their order."""
+
+
+class Source(Protocol):
+    """A data set: what `tfds_source` and `table_source` provide."""
+
+    name: str
+    version: str
+    split_sizes: dict[str, int]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+
+    def sections(self, split: str) -> list[Section]:
+        """What a split specification selects; ValueError where it is wrong."""
+
+    def records(self, split: str) -> Records:
+        """The examples that a split specification selects."""
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 of what identifies these examples, cheap to compute."""
+
+
+def fingerprint(*parts: object) -> str:
+    """SHA-256 (hex) of values that JSON can write."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

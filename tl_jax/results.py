@@ -1,0 +1,195 @@
+"""What a run leaves behind: summary, evaluation, figures and the exported classifier."""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from tl_jax import config as config_lib
+from tl_jax import figures, optimizer, param_tree
+from tl_jax.datasets import Examples
+from tl_jax.evaluation import Evaluation
+from tl_jax.job import Job
+from tl_jax.model_card import model_card
+from tl_jax.pretrained import Pretrained, save_pretrained
+from tl_jax.workdir import WorkDir
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tl_jax")
+
+
+def facts(job: Job, plan: Mapping[str, Any], certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `summary.json` that says what was trained, with what, and where."""
+    return {
+        "model": {
+            **trunk(job),
+            "family": job.pretrained.family.model_type,
+            "parameters": optimizer.leaf_totals(plan["leaves"]),
+        },
+        "freeze": {
+            "strategy": job.plan.strategy,
+            "trunk": job.plan.trunk,
+            "boundary": job.plan.boundary,
+            "boundary_block": job.plan.blocks[job.plan.boundary],
+            "batch_norm": job.plan.batch_norm,
+            "certificate": dict(certificate),
+        },
+        "data": {
+            "source": job.config.data.source,
+            "classes": len(job.class_names),
+            "examples": {role: len(split) for role, split in job.examples.items()},
+            "fingerprint": {role: split.fingerprint for role, split in job.examples.items()},
+        },
+        "optimizer_state_bytes": plan["optimizer_state_bytes"],
+        "environment": environment(),
+        "config_hash": config_lib.config_hash(job.config),
+    }
+
+
+def trunk(job: Job) -> dict[str, Any]:
+    """What names the frozen part: source, revision and hash of the weights."""
+    checkpoint = job.pretrained.checkpoint
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "sha256": checkpoint.sha256,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the state of the source code."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions,
+        "devices": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source code that ran, and whether it had changes; None outside a checkout."""
+
+    def ask(*command: str) -> str:
+        folder = Path(__file__).parent
+        answer = subprocess.run(
+            ["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+        return answer.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write(
+    workdir: WorkDir,
+    job: Job,
+    trained: Pretrained,
+    records: list[dict[str, Any]],
+    evaluations: Mapping[str, Evaluation],
+    summary: Mapping[str, Any],
+) -> None:
+    """Writes everything; `summary.json` comes last and says that the run is finished."""
+    write_evaluations(workdir, job.class_names, job.examples, evaluations)
+    workdir.write_bytes("figures/learning_curves.png", figures.learning_curves(records))
+    workdir.write_bytes("figures/plan.png", figures.plan(_block_counts(job)))
+    _export(workdir, trained, model_card(_card(job, summary, workdir)))
+    workdir.write_json("summary.json", summary)
+
+
+def write_evaluations(
+    workdir: WorkDir,
+    class_names: tuple[str, ...],
+    examples: Mapping[str, Examples],
+    evaluations: Mapping[str, Evaluation],
+) -> None:
+    """`evaluation.json`, and for the test split (else validation) the figures."""
+    content = {
+        split: {
+            **found.summary(),
+            "class_names": list(class_names),
+            "per_class_accuracy": found.per_class_accuracy,
+            "confusion_matrix": found.confusion.tolist(),
+        }
+        for split, found in evaluations.items()
+    }
+    workdir.write_json("evaluation.json", content)
+    split = "test" if "test" in evaluations else "validation"
+    if split in evaluations:
+        found = evaluations[split]
+        pictures = [
+            (_picture(examples[split][index]["image"]), class_names[true], class_names[guess], sure)
+            for sure, index, true, guess in found.mistakes
+        ]
+        workdir.write_bytes("figures/mistakes.png", figures.mistakes(pictures))
+        matrix = figures.confusion_matrix(found.confusion, class_names)
+        workdir.write_bytes("figures/confusion_matrix.png", matrix)
+
+
+def _picture(image: Any) -> np.ndarray:
+    """uint8 [h, w, 1 | 3], of an array or a PIL image."""
+    return image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+
+
+def _block_counts(job: Job) -> list[tuple[str, int, int, list[str]]]:
+    """Name, trainable and frozen parameters, and groups of each block of the chain."""
+    rows = []
+    for index, name in enumerate(job.plan.blocks):
+        here = [p for p in job.plan.parameters if p.block == index]
+        training = param_tree.size(p for p in here if job.plan.trains(p.path))
+        groups = sorted({job.plan.groups[p.path].name for p in here})
+        rows.append((name, training, param_tree.size(here) - training, groups))
+    return rows
+
+
+def _export(workdir: WorkDir, trained: Pretrained, card: str) -> None:
+    """The classifier as a Hugging Face folder: written beside, then put in its place whole."""
+    target, side = workdir.path / "export", workdir.path / ".export.part"
+    for old in (side, target):
+        if old.exists():
+            old.rmtree()
+    with tempfile.TemporaryDirectory() as local:
+        save_pretrained(trained, local)
+        Path(local, "README.md").write_text(card)
+        side.mkdir(parents=True)
+        for file in sorted(Path(local).iterdir()):
+            with file.open("rb") as source, (epath.Path(side) / file.name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+    side.rename(target)
+
+
+def _card(job: Job, summary: Mapping[str, Any], workdir: WorkDir) -> dict[str, Any]:
+    config = job.config
+    return {
+        **{name: summary["model"][name] for name in ("source", "revision", "family", "parameters")},
+        "data_source": config.data.source,
+        "splits": {role: split.split for role, split in job.examples.items()},
+        "class_names": job.class_names,
+        "strategy": job.plan.strategy,
+        "boundary_block": job.plan.blocks[job.plan.boundary],
+        "certificate": summary["freeze"]["certificate"],
+        "test": summary["metrics"].get("test"),
+        "validation": summary["metrics"].get("validation"),
+        "image_size": job.pretrained.preprocessing.output_size,
+        "config_image_size": job.pretrained.config.get("image_size"),
+        "command": f"python run.py --config configs/{workdir.path.name}.py",
+        "versions": summary["environment"]["versions"],
+    }

@@ -1,0 +1,157 @@
+"""The training step: one pure function of a state, what is frozen, and a batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax import losses, param_tree
+from tl_jax.freezing import Plan
+
+
+class TrainState(NamedTuple):
+    """All that a step changes, and all that a checkpoint keeps.
+
+    Attributes:
+      step: int32 [], steps done.
+      trainable: tree of the parameters that train.
+      statistics: tree of the BatchNorm statistics that move.
+      optimizer: state of the optimizer over `trainable`.
+    """
+
+    step: jax.Array
+    trainable: Any
+    statistics: Any
+    optimizer: Any
+
+
+class Frozen(NamedTuple):
+    """What no step changes: the other parameters and statistics."""
+
+    params: Any
+    statistics: Any
+
+
+TrainStep = Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]
+
+
+def divide(
+    plan: Plan, variables: dict[str, Any], optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Frozen]:
+    """The state that training starts from, and what it leaves alone. `variables_of` undoes it."""
+    trainable, frozen = plan.split_params(variables["params"])
+    moving, still = plan.split_statistics(variables.get("batch_stats", {}))
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, moving, optimizer.init(trainable))
+    return state, Frozen(frozen, still)
+
+
+def variables_of(trainable: Any, statistics: Any, frozen: Frozen) -> dict[str, Any]:
+    """The whole network's variables, as `module.apply` takes them."""
+    return {
+        "params": param_tree.merge(trainable, frozen.params),
+        "batch_stats": param_tree.merge(statistics, frozen.statistics),
+    }
+
+
+def make_loss(module: nn.Module, plan: Plan, label_smoothing: float = 0.0) -> Callable:
+    """The loss as a function of what trains.
+
+    Returns:
+      `loss(trainable, statistics, frozen, images, labels, keys)` → mean loss [] in nats and
+      (logits float32 [N, C], statistics after the batch). Images are preprocessed, float [N, H, W,
+      channels]; keys are typed PRNG keys [N] for dropout.
+    """
+
+    def loss(trainable, statistics, frozen, images, labels, keys):
+        # The prefix holds nothing that trains, so it stands outside of what is differentiated.
+        prefix = variables_of({}, {}, frozen)
+        activations = module.apply(prefix, images, last=plan.boundary) if plan.boundary else images
+        logits, moved = module.apply(
+            variables_of(trainable, statistics, frozen),
+            jax.lax.stop_gradient(activations),
+            first=plan.boundary,
+            training=plan.training_blocks,
+            batch_norm=plan.batch_norm_blocks,
+            keys=keys,
+            mutable=["batch_stats"],
+        )
+        if plan.statistics:
+            statistics, _ = plan.split_statistics(moved["batch_stats"])
+        mean = losses.cross_entropy(logits, labels, label_smoothing).mean()
+        return mean, (logits, statistics)
+
+    return loss
+
+
+def make_train_step(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    preprocess: Callable,
+    *,
+    seed: int,
+    micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """One step of data-parallel training, the same function for every device.
+
+    Args:
+      loss: as `make_loss` gives it.
+      optimizer: over the trainable parameters.
+      preprocess: `preprocess(images uint8 [N, h, w, c], keys [N])` → float [N, H, W, channels].
+      seed: of augmentation and dropout; their keys are made of (seed, step, example).
+      micro_batches: parts of the device's batch whose gradients are accumulated.
+      axis_name: of the devices, over which gradients are averaged; None on a single one.
+
+    Returns:
+      `step(state, frozen, batch)` → (state, metrics). batch: image uint8 [N, h, w, c], label int32
+      [N], index int32 [N]. metrics: float32 [] each, the mean over the global batch.
+    """
+
+    def mean_over_devices(tree):
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    def gradients(state, frozen, batch):
+        """Gradients of one micro-batch on one device, its metrics, and the statistics after it."""
+        keys = jax.vmap(lambda i: jax.random.fold_in(_step_key(seed, state.step), i))(batch["index"])
+        keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+        images = preprocess(batch["image"], keys[:, 0])
+        (value, (logits, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.trainable, state.statistics, frozen, images, batch["label"], keys[:, 1]
+        )
+        accuracy = (logits.argmax(-1) == batch["label"]).mean()
+        return grads, {"loss": value, "accuracy": accuracy}, statistics
+
+    def train_step(state, frozen, batch):
+        if micro_batches == 1:
+            grads, metrics, statistics = gradients(state, frozen, batch)
+        else:
+            grads, metrics, statistics = accumulate(state, frozen, batch)
+        grads, metrics, statistics = mean_over_devices((grads, metrics, statistics))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, trainable, statistics, optimizer_state), metrics
+
+    def accumulate(state, frozen, batch):
+        def body(carry, micro_batch):
+            total, statistics = carry
+            grads, metrics, statistics = gradients(
+                state._replace(statistics=statistics), frozen, micro_batch
+            )
+            return (jax.tree.map(jnp.add, total, (grads, metrics)), statistics), None
+
+        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+        metrics = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+        (total, statistics), _ = jax.lax.scan(body, ((zeros, metrics), state.statistics), parts)
+        grads, metrics = jax.tree.map(lambda x: x / micro_batches, total)
+        return grads, metrics, statistics
+
+    return train_step
+
+
+def _step_key(seed: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), step)

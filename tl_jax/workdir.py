@@ -1,0 +1,116 @@
+"""The files of a work directory, on any path that epath knows."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from tl_jax import config as config_lib
+from tl_jax.config import Config
+from tl_jax.errors import UserError
+
+
+class WorkDir:
+    """One run's directory. JSON files appear whole or not at all.
+
+    Args:
+      path: the directory; made when something is written.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path).expanduser()
+
+    def read_json(self, name: str) -> Any:
+        """Content of a JSON file, None where there is no such file.
+
+        Raises:
+          UserError: the file is no JSON.
+        """
+        file = self.path / name
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file: to a side name, then renamed."""
+        self.write_bytes(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file whole: to a side name, then renamed."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        side = target.parent / f".{target.name}.part"
+        side.write_bytes(content)
+        side.replace(target)
+
+    def check_writable(self) -> None:
+        """Fails now rather than after an hour of training (OSError)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        probe = self.path / ".probe"
+        probe.write_bytes(b"tl_jax")
+        probe.unlink()
+
+    def claim(self, config: Config) -> None:
+        """Refuses a directory that belongs to a run with another configuration.
+
+        Raises:
+          UserError: shows every field that differs.
+        """
+        theirs = self.read_json("config.json")
+        if theirs is None:
+            return
+        different = config_lib.differences(config, theirs)
+        if different:
+            raise UserError(
+                f"{self.path} holds a run with another configuration:\n  "
+                + "\n  ".join(different)
+                + "\nGive another --workdir, or the configuration that it was started with."
+            )
+
+    def config(self) -> dict[str, Any]:
+        """The fields that the run was started with.
+
+        Raises:
+          UserError: no run was started here.
+        """
+        fields = self.read_json("config.json")
+        if fields is None or "model_type" in fields:  # the latter is a Hugging Face config
+            raise UserError(f"{self.path} is no work directory: it holds no run's config.json")
+        return fields
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one object a line, in the order of the steps.
+
+    Args:
+      workdir: where it lies.
+      step: of the checkpoint that training continues from; what came after it is dropped, since
+        it will happen again.
+    """
+
+    def __init__(self, workdir: WorkDir, step: int):
+        self._file = workdir.path / "metrics.jsonl"
+        self.records: list[dict[str, Any]] = []
+        for line in self._file.read_text().splitlines() if self._file.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # the line that a kill cut short
+            if record["step"] <= step:
+                self.records.append(record)
+        workdir.write_bytes("metrics.jsonl", b"".join(map(_line, self.records)))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record."""
+        self.records.append(dict(record))
+        if "://" in str(self._file):  # object stores do not append
+            self._file.write_bytes(b"".join(map(_line, self.records)))
+        else:
+            with self._file.open("ab") as file:
+                file.write(_line(record))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record) + "\n").encode()
