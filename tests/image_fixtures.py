@@ -3,7 +3,11 @@
 import pathlib
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from tl_jax.datasets import open_dataset
+from tl_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS_DIR = str(ROOT / "quickstart" / "data")
@@ -28,3 +32,12 @@ def write_folder(
             noise(seed, width=width).save(root / name / f"{number:03}{suffix}")
             seed += 1
     return root
+
+
+def fails(source, splits, *words, data_dir=None, **options):
+    """The message with which opening fails; it holds all the words."""
+    with pytest.raises(UserError) as caught:
+        open_dataset(source, splits, data_dir, **options)
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+    return str(caught.value)

@@ -167,7 +167,11 @@ def flax_tree():
             "vit": {"layer": {"0": {"kernel": RNG.normal(size=(4, 3)).astype(np.float32)}}},
             "classifier": {"bias": RNG.normal(size=70_000).astype(ml_dtypes.bfloat16)},
         },
-        "batch_stats": {"mean": RNG.normal(size=(300,)).astype(np.float16), "n": np.int64(3)},
+        "batch_stats": {
+            "mean": RNG.normal(size=(300,)).astype(np.float16),
+            "n": np.int64(3),
+            "x": np.float32(0.5),
+        },
     }
 
 
@@ -183,6 +187,7 @@ def test_flax_msgpack(tmp_path, monkeypatch, chunk):
         "params/classifier/bias": tree["params"]["classifier"]["bias"],
         "batch_stats/mean": tree["batch_stats"]["mean"],
         "batch_stats/n": np.asarray(tree["batch_stats"]["n"]),
+        "batch_stats/x": np.asarray(tree["batch_stats"]["x"]),  # 16 bytes: a type of its own
     }
     assert checkpoint.tensors.keys() == expected.keys()
     for path, array in expected.items():
@@ -573,7 +578,9 @@ def test_hub_gated(tmp_path, server):
 def test_hub_down_fails_within_seconds(server):
     server.failures = 10_000
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"a/b is not in the cache .* cannot be downloaded .*503"):
+    with pytest.raises(
+        UserError, match=r"a/b is no folder here, not in the cache .* cannot be downloaded .*503"
+    ):
         open_checkpoint("a/b")
     assert time.monotonic() - start < 5
 

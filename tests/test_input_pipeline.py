@@ -1,6 +1,7 @@
 """Order, sharding, padding and position of batches."""
 
 import dataclasses
+import itertools
 import math
 
 import grain
@@ -33,6 +34,10 @@ def evaluate(examples, **options):
     return evaluation_batches(examples, PREPROCESSING, **({"batch_size": 8} | options))
 
 
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
 def indices(batches):
     return [batch["index"].tolist() for batch in batches]
 
@@ -52,7 +57,7 @@ class TestTraining:
 
     def test_every_example_at_most_once_an_epoch(self, digits):
         seen = indices(train(digits, num_epochs=4))
-        epochs = [sum(seen[start : start + 6], []) for start in range(0, 24, 6)]
+        epochs = [joined(seen[start : start + 6]) for start in range(0, 24, 6)]
         for epoch in epochs:
             assert len(set(epoch)) == 48
             assert epoch != sorted(epoch)
@@ -63,8 +68,8 @@ class TestTraining:
         reference = indices(train(digits, num_epochs=2))
         assert indices(train(digits, num_epochs=3, threads=1, prefetch=1))[:12] == reference
         assert indices(train(digits, num_epochs=2, seed=4)) != reference
-        smaller = sum(indices(train(digits, batch_size=4, num_epochs=1)), [])
-        assert smaller[:48] == sum(reference[:6], [])  # nor on the batch size
+        smaller = joined(indices(train(digits, batch_size=4)))
+        assert smaller[:48] == joined(reference[:6])  # nor on the batch size
 
     @pytest.mark.parametrize("count", [2, 4])
     def test_processes_share_every_batch(self, digits, count):
@@ -73,7 +78,7 @@ class TestTraining:
             indices(train(digits, num_epochs=2, process_index=p, process_count=count))
             for p in range(count)
         ]
-        assert [sum(rows, []) for rows in zip(*parts, strict=True)] == reference
+        assert [joined(rows) for rows in zip(*parts, strict=True)] == reference
 
     def test_without_end(self, digits):
         iterator = train(digits, num_epochs=None)
@@ -172,7 +177,7 @@ class TestEvaluation:
         parts = [list(evaluate(examples, process_index=p, process_count=2)) for p in range(2)]
         assert [part[0]["image"].shape for part in parts] == [(4, 6, 5, 3)] * 2
         assert [part[0]["mask"].sum() for part in parts] == [4, 1]
-        last = list(evaluate(examples, process_index=3, process_count=4))[0]
+        last = next(evaluate(examples, process_index=3, process_count=4))
         assert last["image"].shape == (2, 6, 5, 3) and not last["mask"].any()
 
     def test_more_than_one_epoch_is_a_new_iterator(self, digits):

@@ -41,11 +41,14 @@ def augment(
 
     Raises:
         UserError: an unknown name.
+        ValueError: no keys for an augmentation that draws.
     """
     if name not in NAMES:
         raise UserError(f"augmentation {name!r} is not known; known are {', '.join(NAMES)}")
     if name == "none":
         return images
+    if keys is None:
+        raise ValueError(f"augmentation {name!r} needs one PRNG key per example")
     if name == "flip":
         return jax.vmap(_flip)(images, keys)
 

@@ -111,3 +111,9 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when everything is written."""
         self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.close()  # waits, so that an interrupted run keeps what it had saved

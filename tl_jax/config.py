@@ -57,6 +57,8 @@ class Data:
     source: str = ""  # tfds:NAME, hf:OWNER/NAME or folder:PATH
     dir: str | None = None  # TensorFlow Datasets' data directory
     splits: Splits = Splits()
+    image_column: str | None = None  # None: found by its type
+    label_column: str | None = None
     batch_size: int = _option(256, at_least=1)  # over all devices and processes
     augmentation: str = _option("none", choices=("none", "flip", "random_resized_crop"))
     skip_unreadable: bool = False  # leave unreadable images of a folder out instead of stopping
@@ -127,7 +129,8 @@ WITHOUT_EFFECT = ("parallel", "cache", "logging", "data.dir", "data.threads")
 
 def default_config() -> ConfigDict:
     """The schema's defaults, to be changed field by field in a config file."""
-    return ConfigDict(dataclasses.asdict(Config()))
+    # Not type-safe: `resolve` checks, and a field may take several types ("5%" where 0 stands).
+    return ConfigDict(dataclasses.asdict(Config()), type_safe=False)
 
 
 def load_config(path: str) -> dict[str, Any]:
@@ -138,7 +141,9 @@ def load_config(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         known = sorted(str(file) for file in Path(path).parent.glob("*.py"))
-        raise UserError(f"no config file {path!r}" + (f"; there are {', '.join(known)}" * bool(known)))
+        raise UserError(
+            f"no config file {path!r}" + (f"; there are {', '.join(known)}" * bool(known))
+        )
     try:
         fields = runpy.run_path(path)["get_config"]()
         return fields.to_dict() if isinstance(fields, ConfigDict) else dict(fields)
@@ -230,7 +235,9 @@ def steps_of(duration: str | int, *, steps_per_epoch: int, total_steps: int) -> 
     if not match:
         raise ValueError(f'{duration!r} is no duration: write 100, "100 steps", "2 epochs" or "5%"')
     number, unit = float(match[1]), match[2].rstrip("s")
-    return round(number * {"": 1, "step": 1, "epoch": steps_per_epoch, "%": total_steps / 100}[unit])
+    return round(
+        number * {"": 1, "step": 1, "epoch": steps_per_epoch, "%": total_steps / 100}[unit]
+    )
 
 
 def _check_whole(config: Config) -> list[str]:
@@ -345,5 +352,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     known = list(known)
     by_last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
     near = difflib.get_close_matches(name, known, 1, 0.6)
-    near = near or [by_last[k] for k in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, 1)]
+    near = near or [
+        by_last[k] for k in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, 1)
+    ]
     return f"; did you mean {near[0]}?" if near else ""

@@ -58,14 +58,11 @@ def _walk(jaxpr: core.Jaxpr, wanted: list[bool]) -> tuple[float, list[bool]]:
     total = 0.0
     for equation in jaxpr.eqns:
         inputs = [is_wanted(var) for var in equation.invars]
-        name = equation.primitive.name
         inner = _inner_jaxpr(equation)
-        if name == "stop_gradient":
-            outputs = [False] * len(equation.outvars)
-        elif inner is not None and len(inner.invars) <= len(inputs):
+        if inner is not None and len(inner.invars) <= len(inputs):
             # A custom rule's or a loop's own constants stand in front of what is passed on.
             flops, outputs = _walk(inner, inputs[len(inputs) - len(inner.invars) :])
-            total += flops * (equation.params["length"] if name == "scan" else 1)
+            total += flops * equation.params.get("length", 1)  # the turns of a loop
         else:
             product = _product_flops(equation)
             total += product * sum(inputs)

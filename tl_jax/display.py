@@ -102,7 +102,9 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
         if metrics := summary["metrics"].get(split):
             table.add_row(f"{split} accuracy", f"{accuracy(metrics)} (95 % interval)")
     certificate, parameters = summary["freeze"]["certificate"], summary["model"]["parameters"]
-    verdict = "ok: bit for bit as before" if certificate["ok"] else "[red]BROKEN: the frozen moved[/]"
+    verdict = (
+        "ok: bit for bit as before" if certificate["ok"] else "[red]BROKEN: the frozen moved[/]"
+    )
     table.add_row("certificate", f"{verdict}, {certificate['leaves']} frozen leaves and statistics")
     table.add_row("", f"sha256 {certificate['sha256_after']}")
     share = parameters["trainable"] / parameters["total"]

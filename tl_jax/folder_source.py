@@ -15,7 +15,13 @@ from tl_jax.errors import UserError
 from tl_jax.records import fingerprint
 from tl_jax.table_source import Table, TableSource, listed, named_splits
 
-SPLIT_FOLDERS = {"val": "validation", "valid": "validation"}  # other names are used as they are
+SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
 
 
 def folder_source(path: str, wanted: Sequence[str], skip_unreadable: bool) -> TableSource:
@@ -33,7 +39,15 @@ def folder_source(path: str, wanted: Sequence[str], skip_unreadable: bool) -> Ta
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"folder:{path}: there is no such folder.")
-    root = root.resolve()
+    try:
+        return _open(path, root.resolve(), wanted, skip_unreadable)
+    except OSError as error:
+        raise UserError(f"folder:{path} cannot be read: {error}") from error
+
+
+def _open(
+    path: str, root: pathlib.Path, wanted: Sequence[str], skip_unreadable: bool
+) -> TableSource:
     splits = _split_folders(root)
     named = named_splits(f"folder:{path}", wanted, splits)
     # Labels come from the training split, so that they do not depend on which splits are opened.
@@ -63,7 +77,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     folders = _subfolders(root)
     if links := [str(folder) for folder in folders if folder.is_symlink()]:
         raise UserError(f"Symbolic links to folders are refused: {listed(links)}.")
-    if not any(f.name == "train" and _subfolders(f) for f in folders):
+    if not any(folder.name in SPLIT_FOLDERS and _subfolders(folder) for folder in folders):
         return {"train": root}
     found: dict[str, pathlib.Path] = {}
     for folder in folders:

@@ -25,6 +25,7 @@ TIMEOUT = 5.0  # seconds to wait for an answer
 PATIENCE = 4.0  # seconds after which a failed request is not tried again
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 Result = TypeVar("Result")
+Transport = tuple[type[Exception], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +96,13 @@ def _read(source: str, folder: pathlib.Path, revision: str | None) -> Checkpoint
     processor = read_json(_inside(folder, PROCESSOR)) if PROCESSOR in names else None
     weights = choose_weights(names, str(folder))
     path = _inside(folder, weights)
+    files: tuple[pathlib.Path, ...] = (path,)
     if weights == WEIGHTS[0]:
-        files, tensors = (path,), read_safetensors(path)
+        tensors = read_safetensors(path)
     elif weights == WEIGHTS[1]:
         files, tensors = _read_shards(folder, path)
     else:
-        files, tensors = (path,), read_flax_msgpack(path)
+        tensors = read_flax_msgpack(path)
     layout: Literal["torch", "flax"] = "flax" if weights == WEIGHTS[2] else "torch"
     return Checkpoint(source, revision, folder, config, processor, tensors, layout, files)
 
@@ -201,7 +203,8 @@ def _from_hub(repo: str, revision: str | None) -> tuple[pathlib.Path, str]:
     from huggingface_hub import constants, errors
 
     # The HTTP library behind huggingface_hub differs between its versions.
-    transport = (errors.HfHubHTTPError.__bases__[0], OSError, RuntimeError)
+    transport: Transport = (errors.HfHubHTTPError.__bases__[0], OSError, RuntimeError)
+    failures: Transport = (*transport, ValueError)  # ValueError: an answer that is no JSON
     named = f"{repo} at revision {revision!r}" if revision else repo
 
     def fetch(name: str, at: str | None) -> pathlib.Path:
@@ -256,7 +259,7 @@ def _from_hub(repo: str, revision: str | None) -> tuple[pathlib.Path, str]:
         if isinstance(error, errors.LocalEntryNotFoundError):
             return _from_cache(repo, revision, error)
         raise UserError(f"The Hub does not have a file of {named}: {error}") from error
-    except (*transport, ValueError) as error:
+    except failures as error:
         return _from_cache(repo, revision, error)
 
 
@@ -272,14 +275,14 @@ def _from_cache(repo: str, revision: str | None, cause: Exception) -> tuple[path
             return folder, folder.name
     reason = cause.__cause__ or cause  # the hub's own message leads to what happened beneath
     raise UserError(
-        f"{repo}{f' at revision {revision!r}' if revision else ''} is not in the cache "
-        f"{constants.HF_HUB_CACHE} and cannot be downloaded ({constants.ENDPOINT}: {reason}). "
-        f"Connect, or download it elsewhere (`hf download {repo} --local-dir FOLDER`), copy FOLDER "
-        "here and use its path."
+        f"{repo}{f' at revision {revision!r}' if revision else ''} is no folder here, not in the "
+        f"cache {constants.HF_HUB_CACHE}, and cannot be downloaded ({constants.ENDPOINT}: "
+        f"{reason}). Connect, or download it elsewhere (`hf download {repo} --local-dir FOLDER`), "
+        "copy FOLDER here and use its path."
     ) from cause
 
 
-def _retried(call: Callable[[], Result], transport: tuple[type[Exception], ...]) -> Result:
+def _retried(call: Callable[[], Result], transport: Transport) -> Result:
     """`call()`, again after failures that pass, for at most `PATIENCE` seconds."""
     start = time.monotonic()
     pause = 0.5

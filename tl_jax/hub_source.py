@@ -4,9 +4,8 @@ Everything goes through `datasets`: its cache, its progress bars, its offline mo
 with a data set is never run.
 """
 
-import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,49 +64,54 @@ def _load(name: str) -> tuple[str, str, Any, tuple[pathlib.Path, ...]]:
             raise UserError(f"hf:{name}: there is no such folder.")
         repo, config, label = str(folder), None, folder.resolve().name
     else:
-        owner, _, rest = name.partition("/")
-        short, _, config = rest.partition("/")
-        repo, config = (f"{owner}/{short}" if short else owner), config or None
-        label = name
+        match name.split("/"):
+            case [owner, short, *rest] if owner and short and len(rest) < 2:
+                repo, config, label = f"{owner}/{short}", rest[0] if rest else None, name
+            case _:
+                raise UserError(f"hf:{name}: write hf:owner/name, or hf:owner/name/config.")
+    unreachable = _unreachable(repo)
+    before = datasets.config.HF_HUB_OFFLINE
     try:
-        with _patience(repo):
-            builder = datasets.load_dataset_builder(repo, config)
-            builder.download_and_prepare()
-            splits = builder.as_dataset()
+        # `datasets` alone would try for half a minute before it looks into its cache.
+        datasets.config.HF_HUB_OFFLINE = unreachable is not None
+        builder = datasets.load_dataset_builder(repo, config)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
     except (ConnectionError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
             f"hf:{name} is not in the cache {datasets.config.HF_DATASETS_CACHE} and the Hub cannot "
-            f"be reached ({error}). Connect, or copy the cache from a machine that has it, or "
-            f"download it elsewhere (`hf download {repo} --repo-type dataset --local-dir FOLDER`) "
-            "and use hf:/path/to/FOLDER."
+            f"be reached ({unreachable or error}). Connect, or copy the cache from a machine that "
+            f"has it, or download it elsewhere (`hf download {repo} --repo-type dataset "
+            "--local-dir FOLDER`) and use hf:/path/to/FOLDER."
         ) from error
     except Exception as error:  # what a builder raises depends on the files it meets
-        raise UserError(f"hf:{name} cannot be opened: {str(error) or repr(error)}") from error
+        reason = error.__cause__ or error
+        raise UserError(f"hf:{name} cannot be opened: {str(reason) or repr(reason)}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
     if config is None and pathlib.Path(repo).is_dir():
         return label, "", splits, (pathlib.Path(repo).resolve(),)
     caches = (datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
     return label, str(builder.hash or ""), splits, tuple(pathlib.Path(c).resolve() for c in caches)
 
 
-@contextlib.contextmanager
-def _patience(repo: str) -> Iterator[None]:
-    """Offline mode while the Hub does not answer: else `datasets` retries for half a minute."""
+def _unreachable(repo: str) -> str | None:
+    """Why the Hub does not answer, None when it does or is not needed."""
     import datasets
     import huggingface_hub
     from huggingface_hub import errors
 
-    before = datasets.config.HF_HUB_OFFLINE
-    if not before and not pathlib.Path(repo).is_dir():
-        try:
-            huggingface_hub.HfApi().dataset_info(repo, timeout=TIMEOUT)
-        except (errors.HfHubHTTPError, errors.HFValidationError):
-            pass  # it answered: what is wrong is said better by `datasets`
-        except Exception:  # the HTTP library, and so its errors, differs between versions
-            datasets.config.HF_HUB_OFFLINE = True
+    if pathlib.Path(repo).is_dir():
+        return None
+    if datasets.config.HF_HUB_OFFLINE:
+        return "offline mode is set"
     try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        huggingface_hub.HfApi().dataset_info(repo, timeout=TIMEOUT)
+    except (errors.HfHubHTTPError, errors.HFValidationError):
+        return None  # it answered, and `datasets` says better what is wrong
+    except Exception as error:  # the HTTP library, and so its errors, differs between versions
+        return str(error) or repr(error)
+    return None
 
 
 def _columns(

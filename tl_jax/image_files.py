@@ -141,10 +141,15 @@ def headers(
 
 def common_shape(found: Iterable[Header]) -> tuple[int, int, int] | None:
     """The one (height, width, channels) of all, gray among colour counting as colour, or None."""
-    found = set(found)
-    if len({(item.height, item.width) for item in found}) != 1:
+    distinct = set(found)
+    if len({(item.height, item.width) for item in distinct}) != 1:
         return None
-    return tuple(max(found, key=lambda item: item.channels))
+    height, width, channels = max(distinct, key=lambda item: item.channels)
+    return height, width, channels
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def image_files(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[str], list[str]]:
@@ -154,11 +159,14 @@ def image_files(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[str], li
 
     Returns:
       The paths, and a list of problems: symbolic links to folders or out of `root`.
+
+    Raises:
+      OSError: a folder cannot be read.
     """
     inside = root.resolve()
     paths: list[str] = []
     problems: list[str] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if os.path.islink(os.path.join(parent, name)):

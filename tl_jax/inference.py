@@ -9,7 +9,6 @@ import numpy as np
 
 from tl_jax import display, evaluation, image_files, input_pipeline, job, parallel, results
 from tl_jax.config import Config
-from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
 from tl_jax.parallel import DataParallel
 from tl_jax.pretrained import Pretrained, load_pretrained
@@ -62,9 +61,7 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
     splits = {"validation": config.data.splits.validation, "test": config.data.splits.test}
     if not any(splits.values()):
         raise UserError("config.data.splits names neither a validation nor a test split")
-    examples = open_dataset(
-        config.data.source, splits, config.data.dir, skip_unreadable=config.data.skip_unreadable
-    )
+    examples = job.open_examples(config, splits)
     names = next(iter(examples.values())).class_names
     if names != classifier.class_names:
         raise UserError(

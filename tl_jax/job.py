@@ -72,12 +72,7 @@ def prepare(config: Config) -> Job:
       UserError: something is missing, damaged, or does not fit together.
     """
     data = config.data
-    examples = open_dataset(
-        data.source,
-        dataclasses.asdict(data.splits),
-        data.dir,
-        skip_unreadable=data.skip_unreadable,
-    )
+    examples = open_examples(config, dataclasses.asdict(data.splits))
     names = examples["train"].class_names
     pretrained = load_pretrained(
         config.model.pretrained,
@@ -104,6 +99,19 @@ def prepare(config: Config) -> Job:
     )
     update = optimizer.make_optimizer(config, plan, schedule)
     return Job(config, pretrained, examples, plan, schedule, update, steps_per_epoch)
+
+
+def open_examples(config: Config, splits: Mapping[str, str | None]) -> dict[str, Examples]:
+    """The examples of some splits, by role."""
+    data = config.data
+    return open_dataset(
+        data.source,
+        splits,
+        data.dir,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        skip_unreadable=data.skip_unreadable,
+    )
 
 
 def on_device(preprocessing: Preprocessing, examples: Examples) -> Preprocessing:

@@ -106,9 +106,7 @@ class DataParallel:
         if self.kind == "pmap":
             devices = jax.local_device_count()
             return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(self._split, x), batch
-        )
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._split, x), batch)
 
     def compile(self, function: Callable, arguments: int, *, donate: bool) -> Callable:
         """`function(*replicated, batch)` → replicated, over all devices.
@@ -121,9 +119,7 @@ class DataParallel:
         donated = (0,) if donate else ()
         if self.kind == "pmap":
             axes = (None,) * arguments + (0,)
-            return jax.pmap(
-                function, AXIS, in_axes=axes, out_axes=None, donate_argnums=donated
-            )
+            return jax.pmap(function, AXIS, in_axes=axes, out_axes=None, donate_argnums=donated)
         everywhere, parts = PartitionSpec(), PartitionSpec(AXIS)
         mapped = jax.shard_map(
             function,

@@ -34,11 +34,25 @@ class Records(Protocol):
 class Source(Protocol):
     """A data set: what `tfds_source` and `table_source` provide."""
 
-    name: str
-    version: str
-    split_sizes: dict[str, int]
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int] | None
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+
+    @property
+    def version(self) -> str:
+        """Of the data set, "" where it has none."""
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Number of examples by split on disk."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of all images, None when they have many sizes."""
 
     def sections(self, split: str) -> list[Section]:
         """What a split specification selects; ValueError where it is wrong."""

@@ -48,11 +48,10 @@ class Table:
         """
         found = self.images[rows][self.column]
         encoded = [item["path"] if item["bytes"] is None else item["bytes"] for item in found]
-        for path in encoded if self.roots is not None else ():
-            if isinstance(path, str) and not any(
-                pathlib.Path(path).resolve().is_relative_to(root) for root in self.roots
-            ):
-                raise UserError(f"An image's path leads out of the data set: {path}. Refused.")
+        if self.roots is not None:
+            for path in encoded:
+                if isinstance(path, str) and not _below(path, self.roots):
+                    raise UserError(f"An image's path leads out of the data set: {path}. Refused.")
         return encoded
 
     def order(self) -> np.ndarray:
@@ -126,18 +125,22 @@ class TableRecords:
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """The examples at `indices`, in their order."""
-        indices = np.asarray(indices, np.int64)
+        chosen = np.asarray(indices, np.int64)
         records: dict[int, Record] = {}
-        for part in np.unique(self._part[indices]):
+        for part in np.unique(self._part[chosen]):
             split = self._splits[part]
             table = self._tables[split]
-            positions = np.flatnonzero(self._part[indices] == part)
-            rows = self._rows[indices[positions]]
+            positions = np.flatnonzero(self._part[chosen] == part)
+            rows = self._rows[chosen[positions]]
             encoded = table.encoded(rows)
-            for position, row, image in zip(positions, rows, encoded, strict=True):
+            for position, row, image in zip(positions.tolist(), rows, encoded, strict=True):
                 where = image if isinstance(image, str) else f"{self._name} {split} row {row}"
                 records[position] = Record(image, int(table.labels[row]), where)
-        return [records[position] for position in range(len(indices))]
+        return [records[position] for position in range(len(chosen))]
+
+
+def _below(path: str, roots: Iterable[pathlib.Path]) -> bool:
+    return any(pathlib.Path(path).resolve().is_relative_to(root) for root in roots)
 
 
 def named_splits(source: str, wanted: Iterable[str], existing: Iterable[str]) -> list[str]:

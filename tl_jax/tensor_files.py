@@ -192,18 +192,19 @@ class _Msgpack:
             return {0xC0: None, 0xC2: False, 0xC3: True}[code]
         if code in _NUMBERS:
             return self._number(_NUMBERS[code])
-        size = self._number(_SIZES[code]) if code in _SIZES else None
+        # A short value keeps its length in the type byte itself.
+        short = code & (0x1F if code >= 0xA0 else 0x0F) if code < 0xC0 else 1 << (code - 0xD4) % 8
+        size: int = self._number(_SIZES[code]) if code in _SIZES else short
         if code <= 0x8F or code in (0xDE, 0xDF):
-            return self._dict(code & 0x0F if size is None else size, depth)
+            return self._dict(size, depth)
         if code <= 0x9F or code in (0xDC, 0xDD):
-            count = code & 0x0F if size is None else size
-            return [self.value(depth + 1) for _ in range(count)]
+            return [self.value(depth + 1) for _ in range(size)]
         if code <= 0xBF or code in (0xD9, 0xDA, 0xDB):
-            return self._take(code & 0x1F if size is None else size).tobytes().decode("utf-8")
+            return self._take(size).tobytes().decode("utf-8")
         if code in (0xC4, 0xC5, 0xC6):
             return self._take(size)
         if code in (0xC7, 0xC8, 0xC9) or 0xD4 <= code <= 0xD8:
-            return self._array(1 << (code - 0xD4) if size is None else size)
+            return self._array(size)
         raise ValueError(f"byte {self.position - 1:,} is no msgpack")
 
     def _take(self, count: int) -> np.ndarray:

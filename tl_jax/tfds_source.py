@@ -152,7 +152,10 @@ def _find(name: str, data_dir: str | None) -> Any | None:
     except registered.DatasetNotFoundError:
         return None
     except Exception as error:  # a bad name, damaged metadata, a file system that is not there
-        raise UserError(f"tfds:{name} in {data_dir or 'the default folder'}: {error}") from error
+        raise UserError(
+            f"tfds:{name} in {data_dir or 'the default folder'} cannot be opened: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     found = builder.info.file_format
     if found is None or found.value != "array_record":
         try:
@@ -175,7 +178,7 @@ def _columns(
     import tensorflow_datasets as tfds
 
     supervised = info.supervised_keys if len(info.supervised_keys or ()) == 2 else (None, None)
-    chosen = []
+    chosen: list[str] = []
     problems = []
     for kind, cls, asked, usual in (
         ("image", tfds.features.Image, image_column, supervised[0]),
@@ -185,7 +188,7 @@ def _columns(
         key = asked or next((k for k in (usual, kind) if k in fitting), None)
         if key is None and len(fitting) == 1:
             key = fitting[0]
-        if key in fitting:
+        if key is not None and key in fitting:
             chosen.append(key)
         else:
             problems.append(

@@ -44,6 +44,8 @@ def divide(
     """The state that training starts from, and what it leaves alone. `variables_of` undoes it."""
     trainable, frozen = plan.split_params(variables["params"])
     moving, still = plan.split_statistics(variables.get("batch_stats", {}))
+    # A step gives its state's buffers up, so they are the state's own.
+    trainable, moving = jax.tree.map(jnp.array, (trainable, moving))
     state = TrainState(jnp.zeros((), jnp.int32), trainable, moving, optimizer.init(trainable))
     return state, Frozen(frozen, still)
 
@@ -71,7 +73,7 @@ def make_loss(module: nn.Module, plan: Plan, label_smoothing: float = 0.0) -> Ca
         activations = module.apply(prefix, images, last=plan.boundary) if plan.boundary else images
         logits, moved = module.apply(
             variables_of(trainable, statistics, frozen),
-            jax.lax.stop_gradient(activations),
+            activations,
             first=plan.boundary,
             training=plan.training_blocks,
             batch_norm=plan.batch_norm_blocks,
@@ -115,7 +117,9 @@ def make_train_step(
 
     def gradients(state, frozen, batch):
         """Gradients of one micro-batch on one device, its metrics, and the statistics after it."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(_step_key(seed, state.step), i))(batch["index"])
+        keys = jax.vmap(lambda i: jax.random.fold_in(_step_key(seed, state.step), i))(
+            batch["index"]
+        )
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
         images = preprocess(batch["image"], keys[:, 0])
         (value, (logits, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(
@@ -132,7 +136,7 @@ def make_train_step(
         grads, metrics, statistics = mean_over_devices((grads, metrics, statistics))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, trainable, statistics, optimizer_state), metrics
 
     def accumulate(state, frozen, batch):

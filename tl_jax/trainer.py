@@ -73,11 +73,10 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         variables = steps.variables_of(state.trainable, state.statistics, frozen)
         return evaluate_split(job, devices, eval_step, variables, split)
 
-    checkpoints = Checkpoints(workdir.path / "checkpoints")
-    log, timing = _fit(job, workdir, checkpoints, devices, initial, frozen, evaluate)
-
-    state, _ = checkpoints.restore(checkpoints.best, like=initial)
-    state = devices.replicate(state)
+    with Checkpoints(workdir.path / "checkpoints") as checkpoints:
+        log, timing = _fit(job, workdir, checkpoints, devices, initial, frozen, evaluate)
+        best, _ = checkpoints.restore(checkpoints.best, like=initial)
+    state = devices.replicate(best)
     splits = [split for split in ("validation", "test") if split in job.examples]
     evaluations = {split: evaluate(state, split) for split in splits}
     variables = steps.variables_of(state.trainable, state.statistics, frozen)

@@ -1,0 +1,208 @@
+"""The step: what it moves, what it costs, and that it is the same on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tl_jax import costs, freezing, job, load_pretrained, optimizer, param_tree, parallel, trainer
+from tl_jax import train_step as steps
+
+SHAPE = (32, 32, 3)
+
+
+def images_and_labels(count, seed=0, classes=10):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (count, *SHAPE), np.uint8),
+        "label": rng.integers(0, classes, count).astype(np.int32),
+        "index": np.arange(count, dtype=np.int32) + 7,
+    }
+
+
+def build(config, axis_name=None, micro_batches=1):
+    pretrained = load_pretrained(config.model.pretrained, 10, dtype=jnp.dtype(config.model.dtype))
+    plan = freezing.resolve(config.freeze, pretrained.chain, pretrained.variables)
+    update = optimizer.make_optimizer(config, plan, lambda step: config.optimizer.learning_rate)
+    module = pretrained.module.clone(axis_name=axis_name)
+    step = steps.make_train_step(
+        steps.make_loss(module, plan, config.train.label_smoothing),
+        update,
+        lambda images, keys: pretrained.preprocessing.device(images),
+        seed=3,
+        micro_batches=micro_batches,
+        axis_name=axis_name,
+    )
+    state, frozen = steps.divide(plan, pretrained.variables, update)
+    return plan, step, state, frozen, pretrained
+
+
+def run_single(config, batches, **options):
+    plan, step, state, frozen, _ = build(config, **options)
+    for batch in batches:
+        state, metrics = jax.jit(step)(state, frozen, batch)
+    return state, metrics
+
+
+def run_parallel(config, batches, kind):
+    plan, step, state, frozen, _ = build(config, parallel.AXIS)
+    devices = parallel.DataParallel(kind)
+    state, frozen = devices.replicate((state, frozen))
+    compiled = devices.compile(step, arguments=2, donate=True)
+    for batch in batches:
+        state, metrics = compiled(state, frozen, devices.shard(batch))
+    assert len(jax.tree.leaves(state)[0].addressable_shards) == 8
+    assert parallel.replicas_agree(state)
+    return state, metrics
+
+
+VARIANTS = {
+    "probe": ("resnet_bottleneck", {}),
+    "batch_norm": (
+        "resnet_bottleneck",
+        {"freeze.strategy": "top_k", "freeze.batch_norm": "batch", "optimizer.momentum": 0.5},
+    ),
+    "dropout": (
+        "vit_smaller",
+        {"freeze.strategy": "full", "optimizer.name": "sgd", "train.gradient_clip_norm": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_eight_devices_equal_one(digits_config, variant, kind):
+    name, fields = VARIANTS[variant]
+    fields = {**fields, "optimizer.learning_rate": 0.01}
+    config = digits_config(name, **fields)
+    batches = [images_and_labels(16, seed) for seed in range(3)]
+    one, one_metrics = run_single(config, batches)
+    many, many_metrics = run_parallel(config, batches, kind)
+    for path, leaf in param_tree.flatten(one.trainable).items():
+        other = param_tree.flatten(many.trainable)[path]
+        np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=2e-6, err_msg=path)
+    for a, b in zip(jax.tree.leaves(one.statistics), jax.tree.leaves(many.statistics), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+    assert one_metrics.keys() == many_metrics.keys() == {"loss", "accuracy", "gradient_norm"}
+    for key, value in one_metrics.items():
+        np.testing.assert_allclose(many_metrics[key], value, rtol=1e-4, err_msg=key)
+
+
+def test_steps_compile_once_and_donate(digits_config):
+    config = digits_config("resnet_bottleneck")
+    for kind in ("pmap", "shard_map"):
+        plan, step, state, frozen, pretrained = build(config, parallel.AXIS)
+        traces = []
+        devices = parallel.DataParallel(kind)
+
+        def counted(*args, traces=traces):
+            traces.append(1)
+            return step(*args)
+
+        compiled = devices.compile(counted, arguments=2, donate=True)
+        now, still = devices.replicate((state, frozen))
+        before = jax.tree.leaves(now.trainable)
+        for seed in range(3):
+            now, _ = compiled(now, still, devices.shard(images_and_labels(16, seed)))
+        assert len(traces) == 1
+        assert all(leaf.is_deleted() for leaf in before)
+        kept = jax.tree.leaves((still, pretrained.variables))
+        assert not any(leaf.is_deleted() for leaf in kept)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(digits_config):
+    config = digits_config("vit_plain", **{"freeze.strategy": "full"})
+    batches = [images_and_labels(16, seed) for seed in range(2)]
+    whole, whole_metrics = run_single(config, batches)
+    parts, parts_metrics = run_single(config, batches, micro_batches=4)
+    for a, b in zip(
+        jax.tree.leaves(whole.trainable), jax.tree.leaves(parts.trainable), strict=True
+    ):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    for key in whole_metrics:
+        np.testing.assert_allclose(parts_metrics[key], whole_metrics[key], rtol=1e-4)
+
+
+MOVERS = {
+    "probe": {},
+    "top_k": {"freeze.strategy": "top_k", "freeze.batch_norm": "batch"},
+    "patterns": {
+        "freeze.strategy": "patterns",
+        "freeze.patterns": [["classifier|stages_1.*convolution", "train"], ["", "frozen"]],
+    },
+    "full": {"freeze.strategy": "full"},
+}
+
+
+@pytest.mark.parametrize("strategy", MOVERS)
+def test_exactly_the_trainable_moves(digits_config, strategy):
+    """With everything on that could move more: decay, clipping, accumulation, bfloat16."""
+    config = digits_config(
+        "resnet_bottleneck",
+        **MOVERS[strategy],
+        **{
+            "optimizer.name": "adamw",
+            "optimizer.weight_decay": 0.1,
+            "train.gradient_clip_norm": 1.0,
+            "train.label_smoothing": 0.1,
+            "model.dtype": "bfloat16",
+        },
+    )
+    plan, step, state, frozen, pretrained = build(config, micro_batches=2)
+    for seed in range(3):  # the head is zero at first, so the trunk moves from the second step on
+        state, metrics = jax.jit(step)(state, frozen, images_and_labels(16, seed))
+    assert np.isfinite(metrics["loss"])
+    after = param_tree.flatten(steps.variables_of(state.trainable, state.statistics, frozen))
+    before = param_tree.flatten(pretrained.variables)
+    moved = {path for path in before if before[path].tobytes() != after[path].tobytes()}
+    expected = {f"params/{path}" for path in plan.groups if plan.trains(path)}
+    expected |= {f"batch_stats/{path}" for path in plan.statistics}
+    assert moved == expected
+    assert all(after[path].dtype == before[path].dtype for path in before)
+
+
+def cost_of(config):
+    """FLOPs of the compiled step on preprocessed images, of the forward pass and the minimum."""
+    plan, _, state, frozen, pretrained = build(config)
+    loss = steps.make_loss(pretrained.module, plan)
+    update = optimizer.make_optimizer(config, plan, lambda step: 0.1)
+    step = steps.make_train_step(loss, update, lambda images, keys: images, seed=0)
+    batch = images_and_labels(8)
+    images = jnp.zeros((8, *SHAPE))
+    compiled = costs.compiled_flops(step, state, frozen, {**batch, "image": images})
+    forward = costs.compiled_flops(pretrained.module.apply, pretrained.variables, images)
+    least = costs.minimum_flops(
+        lambda *args: loss(*args, None)[0],
+        state.trainable,
+        state.statistics,
+        frozen,
+        images,
+        batch["label"],
+    )
+    return compiled, forward, least
+
+
+@pytest.mark.parametrize("name", ["resnet_bottleneck", "vit_plain"])
+def test_a_linear_probe_costs_one_forward_pass_and_the_head(digits_config, name):
+    config = digits_config(name, **{"train.gradient_clip_norm": 1.0})
+    compiled, forward, least = cost_of(config)
+    features = {"resnet_bottleneck": 32, "vit_plain": 16}[name]
+    head = 8 * 2 * features * 10
+    assert forward < compiled <= 1.02 * (forward + head)
+    assert compiled <= 1.02 * least
+
+
+def test_full_fine_tuning_costs_what_its_gradients_cost(digits_config):
+    compiled, forward, least = cost_of(digits_config("vit_plain", **{"freeze.strategy": "full"}))
+    assert 2.5 * forward < least < 3 * forward  # the patch embedding's input needs no gradient
+    assert least <= compiled <= 1.2 * least  # in so small a network the elementwise part shows
+
+
+def test_reported_cost_is_the_compiled_one(digits_config):
+    config = digits_config("resnet_bottleneck")
+    prepared = job.prepare(config)
+    reported = trainer.step_cost(prepared)
+    assert reported["flops_minimum"] <= reported["flops_per_step"]
+    assert reported["flops_per_step"] <= 1.02 * reported["flops_minimum"]
+    compiled, *_ = cost_of(config)  # 8 images, as one of 8 devices has of a batch of 64
+    assert reported["flops_per_step"] == pytest.approx(compiled, rel=0.01)

@@ -1,0 +1,243 @@
+"""A run's contract: what lies in the work directory, resuming, refusing."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tl_jax import config as config_lib
+from tl_jax import load_pretrained, param_tree, trainer
+from tl_jax.errors import RunFailed, UserError
+
+SUMMARY = {
+    "model": {
+        "source": str,
+        "revision": (str, type(None)),
+        "family": str,
+        "parameters": {"total": int, "trainable": int, "frozen": int},
+    },
+    "freeze": {
+        "strategy": str,
+        "boundary": int,
+        "certificate": {"ok": bool, "leaves": int, "sha256_before": str, "sha256_after": str},
+    },
+    "optimizer_state_bytes": int,
+    "metrics": {
+        split: {"accuracy": float, "loss": float, "examples": int, "accuracy_ci95": list}
+        for split in ("test", "validation")
+    },
+    "cost": dict.fromkeys(
+        (
+            "flops_per_step",
+            "flops_minimum",
+            "compile_seconds",
+            "cache_seconds",
+            "train_seconds",
+            "total_seconds",
+            "examples_per_second",
+            "input_wait_fraction",
+        ),
+        float,
+    ),
+    "environment": {"versions": dict, "devices": dict, "git": (dict, type(None))},
+    "config_hash": str,
+}
+
+
+def check_types(found, expected, where="summary"):
+    for name, kind in expected.items():
+        assert name in found, f"{where}.{name}"
+        if isinstance(kind, dict):
+            check_types(found[name], kind, f"{where}.{name}")
+        else:
+            assert isinstance(found[name], kind), f"{where}.{name} is {found[name]!r}"
+
+
+@pytest.fixture(scope="module")
+def finished(digits_config, tmp_path_factory):
+    """A work directory of a whole run, with what it returned."""
+    path = tmp_path_factory.mktemp("runs") / "resnet"
+    config = digits_config("resnet_bottleneck", **{"train.checkpoint_every_steps": 2})
+    return path, config, trainer.train(config, path)
+
+
+def test_the_work_directory_is_whole(finished):
+    path, config, summary = finished
+    assert json.loads((path / "summary.json").read_text()) == summary
+    check_types(summary, SUMMARY)
+    assert summary["freeze"]["certificate"]["ok"]
+    assert summary["metrics"]["test"]["examples"] == 130
+    assert summary["metrics"]["validation"]["examples"] == 108
+    assert summary["model"]["parameters"]["trainable"] == 330
+    assert json.loads((path / "config.json").read_text()) == config_lib.to_dict(config)
+    leaves = json.loads((path / "plan.json").read_text())["leaves"]
+    for leaf in leaves:
+        names = {"path", "group", "learning_rate_multiplier", "weight_decay"}
+        assert leaf.keys() >= names | {"optimizer_state_bytes"}
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["split"] == "validation"] == [3, 6]
+    assert [r["step"] for r in records if r["split"] == "train"] == [2, 3, 4, 6]
+    for name in ("learning_curves", "confusion_matrix", "mistakes", "plan"):
+        assert (path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (path / "export" / "README.md").read_text().startswith("---")
+
+
+def test_the_export_is_the_trained_classifier_on_an_untouched_trunk(finished, network):
+    path, _, summary = finished
+    exported = load_file(path / "export" / "model.safetensors")
+    source = load_file(network("resnet_bottleneck") + "/model.safetensors")
+    trunk = [key for key in source if not key.startswith("classifier")]
+    assert exported.keys() == source.keys()
+    for key in trunk:
+        assert exported[key].tobytes() == source[key].tobytes(), key
+    assert exported["classifier.1.weight"].shape == (10, 32)
+    assert np.abs(exported["classifier.1.weight"]).max() > 0
+    assert load_pretrained(str(path / "export")).class_names == tuple("0123456789")
+
+
+def test_a_finished_run_says_so(finished, capsys):
+    path, config, summary = finished
+    assert trainer.train(config, path) == summary
+    assert "finished" in capsys.readouterr().out
+
+
+def test_what_changes_nothing_may_change(finished):
+    path, config, summary = finished
+    other = dataclasses.replace(config, parallel="shard_map")
+    assert trainer.train(other, path) == summary
+
+
+def test_another_configuration_is_refused_and_shown(finished):
+    path, config, _ = finished
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(UserError, match=r"config\.seed: 0 there, 1 here"):
+        trainer.train(other, path)
+
+
+def trained_leaves(path):
+    return load_file(path / "export" / "model.safetensors")
+
+
+class Stop(Exception):
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])  # no checkpoint, an epoch's end, mid-epoch
+def test_a_resumed_run_ends_bit_for_bit_alike(finished, tmp_path, monkeypatch, stop_after):
+    path, config, summary = finished
+    real, calls = trainer.Meter.run, []
+
+    def run(self, *args):
+        if len(calls) == stop_after:
+            raise Stop
+        calls.append(1)
+        return real(self, *args)
+
+    monkeypatch.setattr(trainer.Meter, "run", run)
+    with pytest.raises(Stop):
+        trainer.train(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    monkeypatch.undo()
+    resumed = trainer.train(config, tmp_path)
+    whole, again = trained_leaves(path), trained_leaves(tmp_path)
+    assert all(whole[key].tobytes() == again[key].tobytes() for key in whole)
+    assert resumed["metrics"] == summary["metrics"]
+
+    def deterministic(folder):
+        records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [{k: v for k, v in r.items() if k != "examples_per_second"} for r in records]
+
+    assert deterministic(tmp_path) == deterministic(path)
+
+
+def test_a_changed_trunk_is_refused(finished, network, tmp_path, monkeypatch):
+    path, config, _ = finished
+    folder = tmp_path / "weights"
+    shutil.copytree(network("resnet_bottleneck"), folder)
+    model = dataclasses.replace(config.model, pretrained=str(folder))
+    config = dataclasses.replace(config, model=model)
+    work = tmp_path / "work"
+    trainer.train(config, work)
+    (work / "summary.json").unlink()
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="not those that this run was started with"):
+        trainer.train(config, work)
+
+
+def test_the_best_checkpoint_by_validation_is_evaluated(digits_config, tmp_path, monkeypatch):
+    config = digits_config("resnet_bottleneck", **{"train.epochs": 3})
+    real, accuracies = trainer.Evaluation.summary, iter([0.5, 0.9, 0.1])
+    monkeypatch.setattr(
+        trainer.Evaluation,
+        "summary",
+        lambda self: {**real(self), "accuracy": next(accuracies, real(self)["accuracy"])},
+    )
+    summary = trainer.train(config, tmp_path)
+    assert summary["steps"] == {"trained": 9, "best": 6}
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [6, 9]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits_config, tmp_path):
+    config = digits_config(
+        "resnet_bottleneck",
+        **{"optimizer.learning_rate": 1e30, "freeze.strategy": "full", "optimizer.momentum": 0.0},
+    )
+    with pytest.raises(RunFailed, match=r"is (nan|inf) at step \d; there is no checkpoint"):
+        trainer.train(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_broken_certificate_fails_the_run(digits_config, tmp_path, monkeypatch):
+    config = digits_config("resnet_bottleneck", **{"train.epochs": 1})
+    real = trainer.steps.variables_of
+
+    def moved(trainable, statistics, frozen):
+        variables = real(trainable, statistics, frozen)
+        flat = param_tree.flatten(variables)
+        path = "params/resnet/embedder/embedder/convolution/kernel"
+        return param_tree.unflatten({**flat, path: flat[path] * 1.0000001})
+
+    monkeypatch.setattr(trainer.steps, "variables_of", moved)
+    with pytest.raises(RunFailed, match="certificate"):
+        trainer.train(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["freeze"]["certificate"]["ok"] is False
+
+
+@pytest.mark.parametrize("strategy", ["random_trunk", "from_scratch"])
+def test_controls_start_from_a_random_trunk(digits_config, tmp_path, strategy, network):
+    config = digits_config("resnet_bottleneck", **{"freeze.strategy": strategy, "train.epochs": 1})
+    summary = trainer.train(config, tmp_path)
+    assert summary["freeze"]["certificate"]["ok"] and summary["freeze"]["trunk"] == "random"
+    exported = trained_leaves(tmp_path)
+    source = load_file(network("resnet_bottleneck") + "/model.safetensors")
+    key = "resnet.encoder.stages.1.layers.0.layer.0.convolution.weight"
+    assert not np.allclose(exported[key], source[key], atol=1e-2)
+
+
+def test_the_plan_leaves_a_directory_free(digits_config, tmp_path):
+    trainer.plan(digits_config("resnet_bottleneck", **{"freeze.strategy": "full"}), tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["strategy"] == "full"
+    config = digits_config("resnet_bottleneck", **{"train.epochs": 1})
+    assert trainer.train(config, tmp_path)["freeze"]["strategy"] == "linear_probe"
+
+
+def test_a_profile_is_written(digits_config, tmp_path):
+    config = digits_config("resnet_bottleneck", **{"logging.profile_steps": 2})
+    trainer.train(config, tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_batch_that_does_not_divide_is_refused(digits_config, tmp_path):
+    config = digits_config("resnet_bottleneck", **{"data.batch_size": 60})
+    with pytest.raises(UserError, match="60 does not divide by 8 devices; 56 or 64 would"):
+        trainer.train(config, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    assert jax.device_count() == 8
