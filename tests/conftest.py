@@ -10,11 +10,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-import json  # noqa: E402
-import pathlib  # noqa: E402
+import json
+import pathlib
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 HERE = pathlib.Path(__file__).parent
 

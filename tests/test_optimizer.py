@@ -48,7 +48,7 @@ def build(digits_config, pretrained, **fields):
 
 @pytest.mark.parametrize(("name", "slots"), [("sgd", 1), ("adam", 2), ("adamw", 2)])
 def test_state_is_that_of_the_trainable_part(digits_config, resnet, name, slots):
-    config, plan, update = build(digits_config, resnet, **{"optimizer.name": name})
+    _config, plan, update = build(digits_config, resnet, **{"optimizer.name": name})
     trainable, _ = plan.split_params(resnet.variables["params"])
     total, by_path = optimizer.state_bytes(update, trainable)
     head = 4 * (32 * 10 + 10)
@@ -69,7 +69,7 @@ def test_multipliers_and_decay_reach_the_update(digits_config, resnet):
         "freeze.strategy": "patterns",
         "freeze.patterns": [["classifier", "train"], ["stages_2", 0.1], ["", "frozen"]],
     }
-    config, plan, update = build(digits_config, resnet, **fields)
+    _config, plan, update = build(digits_config, resnet, **fields)
     trainable, _ = plan.split_params(resnet.variables["params"])
     grads = jax.tree.map(jnp.ones_like, trainable)
     updates, _ = update.update(grads, update.init(trainable), trainable)
@@ -83,7 +83,7 @@ def test_multipliers_and_decay_reach_the_update(digits_config, resnet):
 
 def test_adamw_decays_kernels_only_and_decoupled(digits_config, resnet):
     fields = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "freeze.strategy": "full"}
-    config, plan, update = build(digits_config, resnet, **fields)
+    _config, _plan, update = build(digits_config, resnet, **fields)
     params = resnet.variables["params"]
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = update.update(zeros, update.init(params), params)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import stat
 import subprocess
 import sys
 
@@ -299,16 +298,3 @@ def test_real_checkpoints(name, tmp_path):
         if not name.startswith("classifier"):
             assert export.pop(name).tobytes() == value.tobytes(), key
     assert {value.shape[0] for value in export.values()} == {10}
-
-
-def test_a_written_file_is_readable_by_others(tmp_path):
-    net = load_pretrained(write("vit_plain", tmp_path / "source"))
-    save_pretrained(net, tmp_path / "export")
-    for path in (tmp_path / "export").iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) & 0o044 == 0o044 & ~_umask()
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

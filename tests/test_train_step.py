@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax import costs, freezing, job, load_pretrained, optimizer, param_tree, parallel, trainer
+from tl_jax import costs, freezing, job, load_pretrained, optimizer, parallel, param_tree, trainer
 from tl_jax import train_step as steps
 
 SHAPE = (32, 32, 3)
@@ -38,14 +38,14 @@ def build(config, axis_name=None, micro_batches=1):
 
 
 def run_single(config, batches, **options):
-    plan, step, state, frozen, _ = build(config, **options)
+    _plan, step, state, frozen, _ = build(config, **options)
     for batch in batches:
         state, metrics = jax.jit(step)(state, frozen, batch)
     return state, metrics
 
 
 def run_parallel(config, batches, kind):
-    plan, step, state, frozen, _ = build(config, parallel.AXIS)
+    _plan, step, state, frozen, _ = build(config, parallel.AXIS)
     devices = parallel.DataParallel(kind)
     state, frozen = devices.replicate((state, frozen))
     compiled = devices.compile(step, arguments=2, donate=True)
@@ -91,11 +91,11 @@ def test_eight_devices_equal_one(digits_config, variant, kind):
 def test_steps_compile_once_and_donate(digits_config):
     config = digits_config("resnet_bottleneck")
     for kind in ("pmap", "shard_map"):
-        plan, step, state, frozen, pretrained = build(config, parallel.AXIS)
+        _plan, step, state, frozen, pretrained = build(config, parallel.AXIS)
         traces = []
         devices = parallel.DataParallel(kind)
 
-        def counted(*args, traces=traces):
+        def counted(*args, traces=traces, step=step):
             traces.append(1)
             return step(*args)
 

@@ -87,7 +87,7 @@ def test_the_work_directory_is_whole(finished):
 
 
 def test_the_export_is_the_trained_classifier_on_an_untouched_trunk(finished, network):
-    path, _, summary = finished
+    path, _, _summary = finished
     exported = load_file(path / "export" / "model.safetensors")
     source = load_file(network("resnet_bottleneck") + "/model.safetensors")
     trunk = [key for key in source if not key.startswith("classifier")]
@@ -155,7 +155,7 @@ def test_a_resumed_run_ends_bit_for_bit_alike(finished, tmp_path, monkeypatch, s
 
 
 def test_a_changed_trunk_is_refused(finished, network, tmp_path, monkeypatch):
-    path, config, _ = finished
+    _path, config, _ = finished
     folder = tmp_path / "weights"
     shutil.copytree(network("resnet_bottleneck"), folder)
     model = dataclasses.replace(config.model, pretrained=str(folder))

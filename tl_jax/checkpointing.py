@@ -78,10 +78,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
-    def best(self) -> int | None:
-        """Step of the best checkpoint by validation accuracy; the newest where none was measured."""
+    def best(self) -> int:
+        """Step of the best checkpoint by validation; the newest where nothing was measured."""
         best = self._manager.best_step()
-        return self.last if best is None else best
+        best = self.last if best is None else best
+        assert best is not None, "a run ends with a checkpoint"
+        return best
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """A checkpoint as NumPy arrays of the shapes in `like`, and its position.

@@ -1,4 +1,4 @@
-"""The configuration: one typed schema with its defaults, and checks that report every problem at once.
+"""The configuration: one typed schema with its defaults; checks report every problem at once.
 
 A config file defines `get_config()` and returns a `ConfigDict` (or a plain dict) with the fields
 it cares about; the rest is filled from the schema below. `resolve` lays the command line's

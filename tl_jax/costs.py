@@ -21,13 +21,16 @@ def compiled_flops(function: Callable, *args: Any) -> float:
     A product-sum of n terms counts 2n; a convolution's padding counts nothing; each element of an
     elementwise operation counts one. Arguments may be shapes with dtype.
     """
-    analysis = jax.jit(function).lower(*args).compile().cost_analysis()
-    return float(analysis["flops"])
+    return _flops(jax.jit(function).lower(*args).compile())
 
 
 def lowered_flops(function: Callable, *args: Any) -> float:
     """As `compiled_flops`, counted before compilation: the same on every backend, and quick."""
-    return float(jax.jit(function).lower(*args).cost_analysis()["flops"])
+    return _flops(jax.jit(function).lower(*args))
+
+
+def _flops(program: Any) -> float:
+    return float(program.cost_analysis()["flops"])
 
 
 def minimum_flops(forward: Callable, trainable: Any, *rest: Any) -> float:
@@ -42,7 +45,7 @@ def minimum_flops(forward: Callable, trainable: Any, *rest: Any) -> float:
 
 
 def gradient_flops(forward: Callable, trainable: Any, *rest: Any) -> float:
-    """FLOPs of the products that the gradient with respect to `trainable` adds to the forward pass."""
+    """FLOPs of the products that the gradient by `trainable` adds to the forward pass."""
     jaxpr = jax.make_jaxpr(forward)(trainable, *rest)
     wanted = [True] * len(jax.tree.leaves(trainable)) + [False] * len(jax.tree.leaves(rest))
     return _walk(jaxpr.jaxpr, wanted)[0]

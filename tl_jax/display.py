@@ -113,7 +113,7 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
     least = cost["flops_per_step"] / cost["flops_minimum"]
     table.add_row(
         "cost",
-        f"{cost['train_seconds']:.1f} s of training, {cost['examples_per_second']:,.0f} examples/s, "
+        f"{cost['train_seconds']:.1f} s of training, {cost['examples_per_second']:,.0f} images/s, "
         f"{least:.3f} × the least FLOPs a step",
     )
     table.add_row("work directory", escape(str(workdir)))

@@ -116,7 +116,9 @@ def evaluate(
     Raises:
       ValueError: there is no example.
     """
-    loss, confusion, worst = 0.0, None, []  # type: ignore[var-annotated]
+    loss, confusion = 0.0, None
+    worst: list[tuple[float, int, int, int]] = []
+    columns = ("probability", "index", "label", "prediction")
 
     def add(sums):
         nonlocal loss, confusion, worst
@@ -126,9 +128,10 @@ def evaluate(
         confusion = counts if confusion is None else confusion + counts
         wrong = sums["mask"] & (sums["prediction"] != sums["label"])
         found = [
-            (float(sums["probability"][i]), int(sums["index"][i]))
-            + (int(sums["label"][i]), int(sums["prediction"][i]))
-            for i in np.flatnonzero(wrong)
+            (float(p), int(index), int(label), int(prediction))
+            for p, index, label, prediction in zip(
+                *(sums[name][wrong] for name in columns), strict=True
+            )
         ]
         worst = heapq.nlargest(mistakes, worst + found)
 

@@ -1,4 +1,4 @@
-"""Freezing strategies: which parameter trains and how fast, and the proof that the rest did not move.
+"""Freezing strategies: what trains and how fast, and the proof that the rest did not move.
 
 A strategy is a short list of rules; the first that matches a parameter puts it into a group.
 Everything else follows from the plan that this gives: what is differentiated, the optimizer's
@@ -73,7 +73,7 @@ _REST_FROZEN = Rule("the rest", lambda parameter: True, FROZEN)
 
 
 def linear_probe() -> tuple[Rule, ...]:
-    """Only the head trains, on the features of the frozen trunk (Alain & Bengio, arXiv:1610.01644)."""
+    """Only the head trains, on features of the frozen trunk (Alain & Bengio, arXiv:1610.01644)."""
     return (_HEAD_TRAINS, _REST_FROZEN)
 
 
@@ -97,16 +97,14 @@ def patterns(
     Args:
       patterns: pairs of an expression and "train", "frozen" or a multiplier of the learning rate.
     """
-    return tuple(
-        Rule(repr(regex), lambda p, regex=regex: bool(re.search(regex, p.path)), group)
-        for regex, group in ((regex, _pattern_group(regex, value)) for regex, value in patterns)
-    )
+    return tuple(_pattern_rule(regex, value) for regex, value in patterns)
 
 
-def _pattern_group(regex: str, value: str | float) -> Group:
-    if value == "frozen":
-        return FROZEN
-    return Group(f"trunk/{regex}", 1.0 if value == "train" else float(value))
+def _pattern_rule(regex: str, value: str | float) -> Rule:
+    group = FROZEN
+    if value != "frozen":
+        group = Group(f"trunk/{regex}", 1.0 if value == "train" else float(value))
+    return Rule(repr(regex), lambda parameter: bool(re.search(regex, parameter.path)), group)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,6 +84,7 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 def _control(config: Config) -> Config:
     """The same run with another strategy, none of the strategy's options, and no control."""
+    assert config.control is not None
     freeze = dataclasses.replace(config.freeze, strategy=config.control, k=None, patterns=None)
     return dataclasses.replace(config, freeze=freeze, control=None)
 

@@ -68,7 +68,7 @@ class Meter:
             jax.block_until_ready(metrics)
 
     def read(self) -> dict[str, float] | None:
-        """Waits for the steps since the last reading and averages over them; None if there are none.
+        """Waits for the steps since the last reading and averages over them; None without any.
 
         Raises:
           RunFailed: a loss or a gradient is not finite; names the step.

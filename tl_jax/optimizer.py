@@ -44,7 +44,11 @@ def make_optimizer(
     them. Clipping acts on the norm over the trainable part.
     """
     trained = {path: group for path, group in plan.groups.items() if plan.trains(path)}
-    rules = {g.name: _rule(config, schedule, g.multiplier) for g in trained.values()}
+    rules = {
+        group.name: _rule(config, schedule, group.multiplier)
+        for group in trained.values()
+        if group.multiplier is not None
+    }
     labels = param_tree.unflatten({path: group.name for path, group in trained.items()})
     update = optax.multi_transform(rules, labels)
     if config.train.gradient_clip_norm is not None:

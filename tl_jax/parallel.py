@@ -86,7 +86,7 @@ class DataParallel:
         self._split = NamedSharding(self._mesh, PartitionSpec(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """The tree on every device. The sharding is the one that a step returns: one compilation."""
+        """The tree on every device, sharded as a step returns it: so that it compiles once."""
 
         def put(leaf):
             if self.kind == "pmap" or jax.process_count() == 1:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -113,7 +113,7 @@ def _fit(
     """Trains to the last step, from the newest checkpoint if there is one."""
     config = job.config
     batches = _training_batches(job)
-    spent: Mapping[str, float] = {}
+    spent: dict[str, float] = {}
     if checkpoints.last is not None:
         state, position = checkpoints.restore(checkpoints.last, like=state)
         _check_same_trunk(job, position)
