@@ -240,7 +240,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path):
             {"model_type": "resnet", "layer_type": "wide", "downsample_in_bottleneck": 1},
             ["layer_type: must be one of basic, bottleneck, is 'wide'", "downsample_in_bottleneck"],
         ),
-        ({"model_type": "resnet", "depths": [900, 900], "hidden_sizes": [8, 8]}, ["≤ 1000 in all"]),
+        ({"model_type": "resnet", "depths": [400, 400], "hidden_sizes": [8, 8]}, ["≤ 500 in all"]),
         ({"model_type": "resnet", "depths": None}, ["depths"]),
         (
             {"model_type": "vit", "num_attention_heads": 5},

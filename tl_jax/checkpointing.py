@@ -30,8 +30,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.PathLike):
+        folder = epath.Path(folder)
         self._manager = ocp.CheckpointManager(
-            folder,
+            folder if "://" in str(folder) else folder.absolute(),  # Orbax takes no relative path
             item_names=("state", "position"),
             options=ocp.CheckpointManagerOptions(
                 create=True,

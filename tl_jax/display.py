@@ -1,8 +1,10 @@
 """What a run shows in the terminal."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import rich.box
 import rich.progress
 from rich.console import Console
 from rich.markup import escape
@@ -11,15 +13,23 @@ from rich.table import Table
 
 from tl_jax.evaluation import Evaluation
 
-console = Console(highlight=False)
+# Nobody's window to fit into: a pipe or a file takes the tables' own width.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
     """The plan (as in `plan.json`), a row a group."""
     rate, decay = plan["learning_rate"], max(leaf["weight_decay"] for leaf in plan["leaves"])
-    table = Table(title=f"{plan['strategy']} on a {plan['trunk']} trunk", title_justify="left")
-    for column in ("group", "blocks", "parameters", "learning rate", "weight decay", "state bytes"):
-        table.add_column(column, justify="left" if column in ("group", "blocks") else "right")
+    table = Table(
+        title=f"Plan: {plan['strategy']} on a {plan['trunk']} trunk",
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("group", overflow="fold")
+    table.add_column("blocks", overflow="fold")
+    for column in ("parameters", "rate", "decay", "state bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
     groups: dict[str, list] = {}
     for leaf in plan["leaves"]:
         groups.setdefault(leaf["group"], []).append(leaf)
@@ -32,22 +42,23 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             escape(_block_range(sorted({leaf["block"] for leaf in leaves}, key=order))),
             f"{sum(leaf['parameters'] for leaf in leaves):,}",
             f"{rate * leaves[0]['learning_rate_multiplier']:g}" if trains else "–",
-            f"{decay:g} (kernels)" if trains and decay else "–",
+            f"{decay:g}" if trains and decay else "–",
             f"{sum(leaf['optimizer_state_bytes'] for leaf in leaves):,}" if trains else "–",
         )
     moving = len(plan["moving_statistics"])
     table.caption = (
-        f"trains from block {plan['boundary']} of {len(plan['blocks'])} "
-        f"({escape(plan['boundary_block'])}); BatchNorm statistics: "
-        + (f"{moving} move with the batch" if moving else "frozen")
-        + f"; {plan['optimizer']}, {plan['optimizer_state_bytes']:,} bytes of state in all"
+        f"Gradients end at block {plan['boundary']} of {len(plan['blocks'])}, "
+        f"{escape(plan['boundary_block'])}. BatchNorm statistics: "
+        + (f"{moving} move with the batch.\n" if moving else "frozen.\n")
+        + f"Optimizer {plan['optimizer']}: {plan['optimizer_state_bytes']:,} bytes of state"
+        + (", decay on kernels only." if decay else ".")
     )
     table.caption_justify = "left"
     return table
 
 
 def _block_range(blocks: list[str]) -> str:
-    return blocks[0] if len(blocks) == 1 else f"{blocks[0]} … {blocks[-1]} ({len(blocks)})"
+    return blocks[0] if len(blocks) == 1 else f"{blocks[0]} … {blocks[-1]}"
 
 
 class Progress:
@@ -159,10 +170,11 @@ def what_next(workdir: Any, config: str) -> str:
     """Commands to try after a run."""
     return (
         "\n[bold]What to try next[/]\n"
-        f"  the plan of another strategy     python run.py --config {escape(config)} --mode plan "
-        "--config.freeze.strategy=top_k --config.freeze.k=2\n"
-        f"  the classifier on your images    python run.py --mode predict --workdir "
-        f"{escape(str(workdir))} --images a.png b.png\n"
-        f"  its figures                      {escape(str(workdir))}/figures\n"
-        f"  the classifier for transformers  {escape(str(workdir))}/export"
+        "Another strategy (add --mode plan to see its plan first):\n"
+        f"  python run.py --config {escape(config)} --config.freeze.strategy=top_k "
+        f"--workdir {escape(str(workdir))}_top_k\n"
+        "The classifier on images of your own:\n"
+        f"  python run.py --mode predict --workdir {escape(str(workdir))} --images a.png b.png\n"
+        f"Look at {escape(str(workdir))}/figures; "
+        f"{escape(str(workdir))}/export is the classifier for transformers or the Hub."
     )

@@ -145,11 +145,11 @@ class Preprocessing:
         A byte times 16 bits is exact, so that no compiler's choice of fused multiply-adds changes
         a bit: every program and every backend gives the same pixels.
         """
-        std = np.float64(np.float32(1.0 if self.std is None else self.std))
-        mean = np.float64(np.float32(0.0 if self.mean is None else self.mean))
+        std = np.asarray(self.std or [1.0], np.float32).astype(np.float64)
+        mean = np.asarray(self.mean or [0.0], np.float32).astype(np.float64)
         factor = (1.0 if self.rescale_factor is None else self.rescale_factor) / std
         high = _first_16_bits(factor)
-        return high, _first_16_bits(factor - high), np.float32(-mean / std)
+        return high, _first_16_bits(factor - high), (-mean / std).astype(np.float32)
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         if self.resize is None:
@@ -180,7 +180,7 @@ def _convert(image: "PIL.Image.Image", channels: int) -> "PIL.Image.Image":
 
 
 def _first_16_bits(x: np.ndarray) -> np.ndarray:
-    return (np.atleast_1d(x).astype(np.float32).view(np.uint32) & 0xFFFFFF00).view(np.float32)
+    return (x.astype(np.float32).view(np.uint32) & 0xFFFFFF00).view(np.float32)
 
 
 def _luma(images: jax.Array) -> jax.Array:

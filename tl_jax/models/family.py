@@ -11,7 +11,7 @@ from tl_jax.errors import UserError
 
 # Bounds on numbers that come from a file someone else wrote: far beyond any real network.
 MAX_SIZE = 1_000_000
-MAX_DEPTH = 1_000
+MAX_DEPTH = 500
 
 
 @dataclasses.dataclass(frozen=True)
