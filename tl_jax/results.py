@@ -2,16 +2,15 @@
 
 import importlib.metadata
 import platform
-import shutil
+import shlex
 import subprocess
-import tempfile
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from tl_jax import config as config_lib
 from tl_jax import figures, optimizer, param_tree
@@ -111,7 +110,7 @@ def write(
     write_evaluations(workdir, job.class_names, job.examples, evaluations)
     workdir.write_bytes("figures/learning_curves.png", figures.learning_curves(records))
     workdir.write_bytes("figures/plan.png", figures.plan(_block_counts(job)))
-    _export(workdir, trained, model_card(_card(job, summary, workdir)))
+    _export(workdir, trained, model_card(_card(job, summary)))
     workdir.write_json("summary.json", summary)
 
 
@@ -166,17 +165,17 @@ def _export(workdir: WorkDir, trained: Pretrained, card: str) -> None:
     for old in (side, target):
         if old.exists():
             old.rmtree()
-    with tempfile.TemporaryDirectory() as local:
-        save_pretrained(trained, local)
-        Path(local, "README.md").write_text(card)
-        side.mkdir(parents=True)
-        for file in sorted(Path(local).iterdir()):
-            with file.open("rb") as source, (epath.Path(side) / file.name).open("wb") as copy:
-                shutil.copyfileobj(source, copy)
+    save_pretrained(trained, side)
+    (side / "README.md").write_text(card)
     side.rename(target)
 
 
-def _card(job: Job, summary: Mapping[str, Any], workdir: WorkDir) -> dict[str, Any]:
+def command() -> str:
+    """The command line of this process, as it can be typed again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def _card(job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
     config = job.config
     return {
         **{name: summary["model"][name] for name in ("source", "revision", "family", "parameters")},
@@ -189,7 +188,8 @@ def _card(job: Job, summary: Mapping[str, Any], workdir: WorkDir) -> dict[str, A
         "test": summary["metrics"].get("test"),
         "validation": summary["metrics"].get("validation"),
         "image_size": job.pretrained.preprocessing.output_size,
-        "config_image_size": job.pretrained.config.get("image_size"),
-        "command": f"python run.py --config configs/{workdir.path.name}.py",
+        "config_image_size": job.pretrained.config.get("image_size", 224),
+        "channels": job.pretrained.preprocessing.channels,
+        "command": command(),
         "versions": summary["environment"]["versions"],
     }
