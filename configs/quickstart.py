@@ -2,6 +2,15 @@
 
 Command   python run.py --config configs/quickstart.py
 Hardware  2 CPU cores; needs nothing from outside
+Runtime   59 to 64 s with the control and cold compilation caches while other work kept the same
+          2 cores busy (load 7 to 9); 38 to 41 s of CPU time, so less when they are idle
+Expected  test accuracy 0.931 (0.928 to 0.934 over seeds 0, 1, 2; each ± 0.02 for 500 images),
+          the same head on random weights 0.891 (0.884 to 0.900)
+
+What the margin depends on: with the best learning rate by the validation split the control reaches
+0.894 to 0.900 by SGD (pretrained: 0.934 to 0.938) and 0.898 to 0.942 by Adam (0.928 to 0.944).
+Logistic regression on the raw 8 × 8 pixels of 1,000 images reaches 0.96: digits as small as these
+need no network.
 """
 
 from pathlib import Path
@@ -20,10 +29,10 @@ def get_config():
     config.data.splits.validation = "train[1000:]"
     config.data.splits.test = "test"
     config.data.batch_size = 64
-    config.train.epochs = 30
+    config.train.epochs = 20
     config.freeze.strategy = "linear_probe"
     config.control = "random_trunk"
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 0.01
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.3
     config.optimizer.schedule = "cosine"
     return config

@@ -141,9 +141,9 @@ def readme(found: dict[str, Any]) -> str:
     low, high = test["accuracy_ci95"]
     return f"""# The quickstart's trunk
 
-A ResNet with {found["parameters"]:,} parameters (basic blocks, 28 px) in Hugging Face format, trained
-from random weights on [Fashion-MNIST]({DATA["source"]}) (Zalando Research, MIT licence) by tl_jax
-itself: `quickstart/pretrain.py` says how. Its BatchNorm statistics are those of the training.
+A ResNet with {found["parameters"]:,} parameters (basic blocks, 28 px) in Hugging Face format,
+trained from random weights on [Fashion-MNIST]({DATA["source"]}) (Zalando Research, MIT licence)
+by tl_jax itself: `quickstart/pretrain.py` says how. Its BatchNorm statistics are the training's.
 Test accuracy on Fashion-MNIST: {test["accuracy"]:.4f} (95 % interval {low:.4f} to {high:.4f},
 {test["examples"]:,} images). `provenance.json` holds hashes, versions and the source of the data.
 """

@@ -14,8 +14,7 @@ from golden import networks
 
 from tl_jax import models, param_tree
 from tl_jax.errors import UserError
-from tl_jax.models.layers import ACTIVATIONS, Dropout
-from tl_jax.models.vit import bicubic_matrix
+from tl_jax.models.layers import ACTIVATIONS, Dropout, bicubic_matrix
 from tl_jax.pretrained import Pretrained, load_pretrained
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

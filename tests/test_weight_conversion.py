@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import networks
+from safetensors.numpy import load_file, save_file
 
 from tl_jax import models, param_tree, weight_conversion
 from tl_jax.errors import UserError
@@ -93,6 +94,19 @@ def test_layout_by_kind_of_layer(tmp_path):
     assert not conversion.ignored and not conversion.counters
 
 
+def test_leaves_do_not_hang_on_the_file(tmp_path):
+    checkpoint, tensors = write("vit_plain", tmp_path)
+    variables, _ = load(checkpoint, 5)
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    token = tensors["vit.embeddings.cls_token"]
+    np.testing.assert_array_equal(variables["params"]["vit"]["embeddings"]["cls_token"], token)
+    # Donated like any other array.
+    double = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)(variables)
+    np.testing.assert_array_equal(double["params"]["vit"]["embeddings"]["cls_token"], 2 * token)
+
+
 def test_statistics_and_counters(tmp_path):
     checkpoint, tensors = write("resnet_basic", tmp_path)
     variables, conversion = load(checkpoint, 5)
@@ -172,6 +186,27 @@ def test_bfloat16_files_and_parameters(tmp_path):
     )
 
 
+def test_a_flipped_zero_is_a_change(tmp_path):
+    write("vit_plain", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["vit.layernorm.bias"] = np.zeros_like(tensors["vit.layernorm.bias"])
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(str(tmp_path))
+    variables, conversion = load(checkpoint, 5)
+    variables["params"]["vit"]["layernorm"]["bias"] *= -1
+    back = weight_conversion.unload(variables, conversion, checkpoint, VIT)
+    assert np.signbit(back["vit.layernorm.bias"]).all()
+
+
+def test_changed_half_precision_parameters_become_float32(tmp_path):
+    checkpoint, _ = write("vit_plain", tmp_path, dtype="float16")
+    variables, conversion = load(checkpoint, 5, param_dtype=jnp.bfloat16)
+    variables["params"]["vit"]["layernorm"]["bias"] += 1
+    back = weight_conversion.unload(variables, conversion, checkpoint, VIT)
+    full = {key for key, value in back.items() if value.dtype == np.float32}
+    assert full == {"vit.layernorm.bias", "classifier.weight", "classifier.bias"}
+
+
 def test_missing_counters_are_written_as_zeros(tmp_path):
     shapes = {key: s for key, s in shapes_of("resnet_basic").items() if "num_batches" not in key}
     checkpoint, _ = write("resnet_basic", tmp_path, shapes)
@@ -180,6 +215,19 @@ def test_missing_counters_are_written_as_zeros(tmp_path):
     assert back.keys() == shapes_of("resnet_basic").keys()
     counter = back["resnet.embedder.embedder.normalization.num_batches_tracked"]
     assert counter.dtype == np.int64 and counter.shape == () and counter == 0
+
+
+def test_what_masked_image_modelling_adds_is_ignored(tmp_path):
+    extra = {
+        "vit.embeddings.mask_token": [1, 1, 16],
+        "decoder.0.weight": [192, 16, 1, 1],
+        "vit.pooler.dense.bias": [16],
+    }
+    checkpoint, _ = write("vit_plain", tmp_path, shapes_of("vit_plain") | extra)
+    variables, conversion = load(checkpoint, 5)
+    assert conversion.ignored == tuple(sorted(extra))
+    back = weight_conversion.unload(variables, conversion, checkpoint, VIT)
+    assert back.keys() == shapes_of("vit_plain").keys()
 
 
 def test_one_error_lists_everything(tmp_path):

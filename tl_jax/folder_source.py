@@ -4,16 +4,18 @@ Files are sorted by path before they are put in order, so that the file system h
 outside the folder is read.
 """
 
+import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import logging
 
 from tl_jax import image_files
 from tl_jax.errors import UserError
 from tl_jax.records import fingerprint
 from tl_jax.table_source import Table, TableSource, listed, named_splits
+
+log = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -150,7 +152,7 @@ def _checked(
             f"{listed(unreadable)}. Mend or remove them, or set data.skip_unreadable=True."
         )
     if unreadable:
-        logging.warning("%d unreadable images left out: %s", len(unreadable), listed(unreadable))
+        log.warning("%d unreadable images left out: %s", len(unreadable), listed(unreadable))
     return sizes
 
 

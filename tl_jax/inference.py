@@ -88,8 +88,7 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
         )
         compiled = devices.compile(step, arguments=1, donate=False)
         evaluations[split] = evaluation.evaluate(compiled, variables, map(devices.shard, batches))
-        if parallel.is_first():
-            display.console.print(display.evaluation_table(split, evaluations[split], names))
+        display.console.print(display.evaluation_table(split, evaluations[split], names))
     workdir = WorkDir(path)
     if parallel.is_first() and (workdir.path / "export").exists():
         results.write_evaluations(workdir, names, examples, evaluations)

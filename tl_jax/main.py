@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from tl_jax import config as config_lib
 from tl_jax import freezing
 from tl_jax.config import Config
@@ -29,6 +31,7 @@ _DISK_ERRORS = {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for a user's error."""
+    logging.set_verbosity(logging.FATAL)  # Orbax's remarks: what it fails at, it raises, too
     try:
         flags, overrides = _parse(arguments)
         _run(flags, overrides)
@@ -141,9 +144,10 @@ def _start_jax(compilation_cache: str | None) -> None:
     """What must come before anything asks JAX for devices."""
     import jax
 
-    from tl_jax import parallel
+    from tl_jax import display, parallel
 
     if compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     parallel.start()
+    display.console.quiet = not parallel.is_first()

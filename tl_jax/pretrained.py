@@ -91,7 +91,7 @@ class Pretrained:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _apply(module: Chain, variables: Any, x: Any, first: int, last: int | None) -> jax.Array:
+def _apply(module: Chain, variables: Any, x: Any, first: int, last: int | None) -> Any:
     return module.apply(variables, x, first=first, last=last)
 
 
@@ -128,15 +128,13 @@ def load_pretrained(
     """
     checkpoint = open_checkpoint(os.fspath(id_or_folder), revision)
     family = models.family_of(checkpoint.config, checkpoint.source)
-    new_head = num_classes is not None
-    if new_head:
+    labels: list[str] | None = None
+    if num_classes is not None:
         labels = _new_labels(num_classes, class_names)
     elif class_names is not None:
         raise UserError("class_names goes with a new head: give num_classes, too")
     elif weight_conversion.has_head(checkpoint, family):
         labels = _stored_labels(checkpoint)
-    else:
-        labels = None
     config = dict(checkpoint.config)
     if labels is not None:
         config.pop("num_labels", None)
@@ -145,7 +143,7 @@ def load_pretrained(
     module = family.module(config, None if labels is None else len(labels), jnp.dtype(dtype))
     template = models.variable_shapes(module, family.example_shape(config))
     variables, conversion = weight_conversion.load(
-        checkpoint, family, template, jnp.dtype(param_dtype), new_head
+        checkpoint, family, template, jnp.dtype(param_dtype), num_classes is not None
     )
     if conversion.ignored:
         log.info("%s: not used: %s", checkpoint.source, ", ".join(conversion.ignored))

@@ -28,7 +28,8 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     """Resolves, prints and writes the plan; nothing is trained."""
     description = job_lib.prepare(config).describe_plan()
     display.console.print(display.plan_table(description))
-    WorkDir(path).write_json("plan.json", description)
+    if parallel.is_first():
+        WorkDir(path).write_json("plan.json", description)
     return description
 
 
@@ -53,13 +54,12 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         display.console.print(f"{workdir.path} holds this run, finished:")
         return _judged(finished)
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
-    if parallel.is_first():
-        workdir.check_writable()
+    workdir.check_writable()
 
     job = job_lib.prepare(config)
     description = job.describe_plan()
+    display.console.print(display.plan_table(description))
     if parallel.is_first():
-        display.console.print(display.plan_table(description))
         workdir.write_json("plan.json", description)
         workdir.write_json("config.json", config_lib.to_dict(config))
 
@@ -121,13 +121,13 @@ def _fit(
         batches.set_state(position["input"])
         spent = position["timing"]
     first = int(state.step)
-    log = MetricsLog(workdir, first)
+    log = MetricsLog(workdir, first, writes=parallel.is_first())
     meter = Meter(config.data.batch_size, job.schedule, spent)
     train_step = _compile_train_step(job, devices)
     save_every = config.train.checkpoint_every_steps
 
     def record(step: int, figures: Mapping[str, Any] | None, split: str) -> None:
-        if figures is not None and parallel.is_first():
+        if figures is not None:
             epoch = step / job.steps_per_epoch
             log.write({"step": step, "epoch": epoch, "split": split, **figures})
 

@@ -29,6 +29,7 @@ TORCH_NAMES = {name: "weight" for name in WEIGHT_NAMES} | {
     ours: theirs for theirs, ours in STATISTICS.items()
 }
 COUNTER = "num_batches_tracked"
+ALIGNMENT = 64  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,9 @@ def _match(
     checkpoint: Checkpoint, family: Family, shapes: Mapping[str, Any], new_head: bool
 ) -> tuple[Conversion, list[str]]:
     """The table for a file, and what stands against using it."""
-    keys, sources, counters = {}, {}, {}
+    keys: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    counters: dict[str, str | None] = {}
     ignored, problems = [], []
     for key, reader in sorted(checkpoint.tensors.items()):
         name = classifier_key(key, checkpoint.layout, family)
@@ -216,8 +219,14 @@ def _leaf(checkpoint: Checkpoint, key: str, path: str, dtype: Any) -> np.ndarray
     array = checkpoint.tensors[key].read()
     if checkpoint.layout == "torch":
         array = array.transpose(_axes(path, array.ndim, FROM_TORCH))
-    # Always a copy: jax may alias NumPy's memory, and the file may change under it.
-    return np.array(array, dtype=dtype, order="C", copy=True)
+    # Never a view of the file, which may change. Aligned as XLA wants it: then a CPU device takes
+    # the buffer as it is instead of holding a second copy.
+    size = array.size * np.dtype(dtype).itemsize
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    leaf = buffer[start : start + size].view(dtype).reshape(array.shape)
+    leaf[...] = array
+    return leaf
 
 
 def _under(key: str, name: str) -> bool:

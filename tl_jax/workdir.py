@@ -1,6 +1,7 @@
 """The files of a work directory, on any path that epath knows."""
 
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class WorkDir:
     def check_writable(self) -> None:
         """Fails now rather than after an hour of training (OSError)."""
         self.path.mkdir(parents=True, exist_ok=True)
-        probe = self.path / ".probe"
+        probe = self.path / f".probe.{uuid.uuid4().hex}"  # every process has its own
         probe.write_bytes(b"tl_jax")
         probe.unlink()
 
@@ -88,10 +89,11 @@ class MetricsLog:
       workdir: where it lies.
       step: of the checkpoint that training continues from; what came after it is dropped, since
         it will happen again.
+      writes: False for all processes but the first: they only keep `records`.
     """
 
-    def __init__(self, workdir: WorkDir, step: int):
-        self._file = workdir.path / "metrics.jsonl"
+    def __init__(self, workdir: WorkDir, step: int, writes: bool):
+        self._file, self._writes = workdir.path / "metrics.jsonl", writes
         self.records: list[dict[str, Any]] = []
         for line in self._file.read_text().splitlines() if self._file.exists() else ():
             try:
@@ -100,11 +102,14 @@ class MetricsLog:
                 break  # the line that a kill cut short
             if record["step"] <= step:
                 self.records.append(record)
-        workdir.write_bytes("metrics.jsonl", b"".join(map(_line, self.records)))
+        if writes:
+            workdir.write_bytes("metrics.jsonl", b"".join(map(_line, self.records)))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record."""
         self.records.append(dict(record))
+        if not self._writes:
+            return
         if "://" in str(self._file):  # object stores do not append
             self._file.write_bytes(b"".join(map(_line, self.records)))
         else:

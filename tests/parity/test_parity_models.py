@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -14,8 +15,7 @@ pytest.importorskip("transformers")
 from golden import reference  # noqa: E402
 
 from tl_jax import load_pretrained, save_pretrained  # noqa: E402
-from tl_jax.models.layers import ACTIVATIONS  # noqa: E402
-from tl_jax.models.vit import bicubic_matrix  # noqa: E402
+from tl_jax.models.layers import ACTIVATIONS, bicubic_matrix  # noqa: E402
 
 
 def relative(actual, expected) -> float:
@@ -102,11 +102,6 @@ def test_random_configurations_both_ways(family, seed, tmp_path):
     assert exported.config.id2label == {i: f"class {i}" for i in range(config["num_labels"])}
 
 
-def without_counters(folder, config, shapes, seed):
-    shapes = {key: shape for key, shape in shapes.items() if "num_batches" not in key}
-    return networks.write_folder(folder, config, shapes, seed)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", ["resnet_base", "vit_base"])
 def test_base_models_export_as_classifiers(name, dtype, tmp_path):
@@ -129,6 +124,18 @@ def test_base_models_export_as_classifiers(name, dtype, tmp_path):
     assert {value.dtype for value in model.state_dict().values()} <= {torch.float32, torch.int64}
     assert model.config.id2label[6] == "g" and model.config.num_labels == 7
     compare(net, model.eval(), networks.images(name))
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "resnet_bottleneck", "vit_plain"])
+def test_flax_files_export_to_pytorch(name, tmp_path):
+    folder = pathlib.Path(reference.__file__).parent / "flax" / name
+    save_pretrained(load_pretrained(folder), tmp_path)
+    model, info = reference.load(tmp_path, networks.CONFIGS[name])
+    assert not any(info.values()), info
+    size = (32, 32) if name.startswith("vit") else networks.SIZES[name]
+    images = networks.random(f"flax/{name}", (2, *size, 3))
+    with np.load(folder / "outputs.npz") as file:
+        assert relative(reference.run(model, images)["head"], file["logits"]) < 1e-5
 
 
 def test_keys_as_transformers_has_them_in_memory(tmp_path):

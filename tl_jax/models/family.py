@@ -5,9 +5,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flax import linen as nn
-
 from tl_jax.errors import UserError
+from tl_jax.models.layers import Chain
 
 # Bounds on numbers that come from a file someone else wrote: far beyond any real network.
 MAX_SIZE = 1_000_000
@@ -38,7 +37,7 @@ class Family:
       head_key: the same in the file, e.g. `classifier.1`.
       ignored: keys (with everything under them) that a classifier has no use for.
       renames: (pattern, replacement) pairs that bring other spellings of a key to the usual one.
-      module: `(config, num_classes | None, dtype, axis_name) -> nn.Module`; None builds no head.
+      module: `(config, num_classes | None, dtype, axis_name) -> Chain`; None builds no head.
       chain: `config -> blocks`, the head last.
       problems: `config -> what is wrong with it`, one line a field; empty if nothing is.
       example_shape: `config -> [1, H, W, C]`, a smallest sensible input.
@@ -49,7 +48,7 @@ class Family:
     prefix: str
     head: str
     head_key: str
-    module: Callable[..., nn.Module]
+    module: Callable[..., Chain]
     chain: Callable[[Mapping[str, Any]], tuple[BlockSpec, ...]]
     problems: Callable[[Mapping[str, Any]], list[str]]
     example_shape: Callable[[Mapping[str, Any]], tuple[int, int, int, int]]

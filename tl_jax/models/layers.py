@@ -1,4 +1,4 @@
-"""Layers that the families share: activations by transformers' names, dropout, the chain itself."""
+"""What the families share: activations by transformers' names, dropout, resampling, the chain."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from tl_jax.errors import UserError
@@ -74,6 +75,25 @@ class Dropout(nn.Module):
             )
 
         return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
+    """Rows that resample `size` values to `new_size`: float32 [new_size, size].
+
+    What PyTorch's `interpolate(mode="bicubic", align_corners=False)` does along one side: Keys'
+    kernel with a = -0.75, no antialiasing, neighbours beyond the border are the border's.
+    """
+    a = -0.75
+    source = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+    left = np.floor(source).astype(np.int64)
+    matrix = np.zeros((new_size, size))
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(source - left - offset)
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        column = np.clip(left + offset, 0, size - 1)
+        np.add.at(matrix, (np.arange(new_size), column), np.where(distance <= 1, near, far))
+    return matrix.astype(np.float32)
 
 
 class Chain(nn.Module):

@@ -190,8 +190,8 @@ class ResNet(Chain):
         """`resnet` and `classifier_1`."""
         self.resnet = Trunk(self.options, self.dtype, self.axis_name)
         # In the checkpoint the head is a Sequential of a flattening and a linear layer.
-        headless = self.num_classes is None
-        self.classifier = [None, None if headless else nn.Dense(self.num_classes)]
+        dense = None if self.num_classes is None else nn.Dense(self.num_classes)
+        self.classifier = [None, dense]
 
     def blocks(self) -> Sequence[Block]:
         """See `chain`."""

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from tl_jax.errors import UserError
 from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_channels, pair
-from tl_jax.models.layers import ACTIVATIONS, Block, Chain, Dropout, head_block
+from tl_jax.models.layers import ACTIVATIONS, Block, Chain, Dropout, bicubic_matrix, head_block
 
 DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -48,25 +47,6 @@ class Options(NamedTuple):
     def grid(self) -> tuple[int, int]:
         """Patches down and across for which the checkpoint has position embeddings."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
-
-
-def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
-    """Rows that resample `size` values to `new_size`: float32 [new_size, size].
-
-    What PyTorch's `interpolate(mode="bicubic", align_corners=False)` does along one side: Keys'
-    kernel with a = -0.75, no antialiasing, neighbours beyond the border are the border's.
-    """
-    a = -0.75
-    source = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
-    left = np.floor(source).astype(np.int64)
-    matrix = np.zeros((new_size, size))
-    for offset in (-1, 0, 1, 2):
-        distance = np.abs(source - left - offset)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        column = np.clip(left + offset, 0, size - 1)
-        np.add.at(matrix, (np.arange(new_size), column), np.where(distance <= 1, near, far))
-    return matrix.astype(np.float32)
 
 
 class PatchEmbeddings(nn.Module):
