@@ -47,10 +47,11 @@ def test_the_configurations_are_there():
 def test_builds(path):
     for word in ("Command", "Hardware", "Runtime", "Expected"):
         assert f"\n{word}" in path.read_text(), f"the header says nothing of {word}"
-    config = config_lib.resolve(
-        config_lib.load_config(str(path)), checks=[freezing.problems]
-    )
-    if config.model.pretrained.startswith("/") and not pathlib.Path(config.model.pretrained).exists():
+    config = config_lib.resolve(config_lib.load_config(str(path)), checks=[freezing.problems])
+    if (
+        config.model.pretrained.startswith("/")
+        and not pathlib.Path(config.model.pretrained).exists()
+    ):
         pytest.fail(f"{config.model.pretrained} is not in the repository")
     network, processor = files_of(config.model.pretrained)
     family = models.family_of(network, str(path))

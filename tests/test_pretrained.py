@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from golden import networks
 from safetensors.numpy import load_file
 
 import tl_jax
-from tl_jax import load_pretrained, pretrained, save_pretrained
+from tl_jax import load_pretrained, save_pretrained
 from tl_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -204,11 +205,12 @@ def test_a_crash_leaves_the_old_file_whole(tmp_path, monkeypatch):
     save_pretrained(net, tmp_path / "export")
     before = (tmp_path / "export" / "model.safetensors").read_bytes()
 
-    def breaks(tensors):
-        yield b"half"
+    def breaks(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pretrained, "_safetensors", breaks)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", breaks)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         save_pretrained(net, tmp_path / "export")
     assert (tmp_path / "export" / "model.safetensors").read_bytes() == before

@@ -21,7 +21,7 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     """The plan (as in `plan.json`), a row a group."""
     rate, decay = plan["learning_rate"], max(leaf["weight_decay"] for leaf in plan["leaves"])
     table = Table(
-        title=f"Plan: {plan['strategy']} on a {plan['trunk']} trunk",
+        title=f"Plan: {plan['strategy']}, the trunk's weights {plan['trunk']}",
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
@@ -62,33 +62,41 @@ def _block_range(blocks: list[str]) -> str:
 
 
 class Progress:
-    """A bar over the training steps with the newest figures.
+    """A bar over the training steps with the newest figures; in a pipe or file, a line an epoch.
 
     Args:
       done: steps done before this start.
       total: steps of the whole training.
-      visible: False for all processes but the first.
+      steps_per_epoch: when a line is due.
     """
 
-    def __init__(self, done: int, total: int, visible: bool):
+    def __init__(self, done: int, total: int, steps_per_epoch: int):
+        self._total, self._steps_per_epoch = total, steps_per_epoch
         self._figures: dict[str, float] = {}
         self._bar = rich.progress.Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not visible,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=total, completed=done, figures="")
 
-    def show(self, step: int, figures: Mapping[str, float] | None) -> None:
-        """Moves the bar and renews loss and accuracies."""
-        shown = ("loss", "accuracy", "validation accuracy")
-        self._figures |= {name: value for name, value in (figures or {}).items() if name in shown}
+    def show(self, step: int, figures: Mapping[str, float], split: str) -> None:
+        """Moves the bar and renews loss and accuracy of a split."""
+        name = "loss" if split == "train" else split
+        self._figures[name] = figures["loss" if split == "train" else "accuracy"]
         text = "  ".join(f"{name} {value:.4f}" for name, value in self._figures.items())
         self._bar.update(self._task, completed=step, figures=text)
+
+    def end_epoch(self, step: int) -> None:
+        """Where there is no bar to look at, prints the figures."""
+        if not console.is_terminal:
+            epoch, epochs = step // self._steps_per_epoch, self._total // self._steps_per_epoch
+            text = "  ".join(f"{name} {value:.4f}" for name, value in self._figures.items())
+            console.print(f"epoch {epoch} of {epochs}  {text}")
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -113,19 +121,23 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
         if metrics := summary["metrics"].get(split):
             table.add_row(f"{split} accuracy", f"{accuracy(metrics)} (95 % interval)")
     certificate, parameters = summary["freeze"]["certificate"], summary["model"]["parameters"]
-    verdict = (
-        "ok: bit for bit as before" if certificate["ok"] else "[red]BROKEN: the frozen moved[/]"
-    )
-    table.add_row("certificate", f"{verdict}, {certificate['leaves']} frozen leaves and statistics")
-    table.add_row("", f"sha256 {certificate['sha256_after']}")
+    if not certificate["leaves"]:
+        table.add_row("certificate", "nothing was to stay frozen")
+    elif certificate["ok"]:
+        table.add_row(
+            "certificate", f"ok: {certificate['leaves']} frozen leaves bit for bit as before"
+        )
+        table.add_row("", f"(sha256 {certificate['sha256_after'][:16]}…)")
+    else:
+        table.add_row("certificate", "[red]BROKEN: what was to stay frozen moved[/]")
     share = parameters["trainable"] / parameters["total"]
     table.add_row("trained", f"{parameters['trainable']:,} parameters ({share:.2%} of all)")
     cost = summary["cost"]
     least = cost["flops_per_step"] / cost["flops_minimum"]
     table.add_row(
         "cost",
-        f"{cost['train_seconds']:.1f} s of training, {cost['examples_per_second']:,.0f} images/s, "
-        f"{least:.3f} × the least FLOPs a step",
+        f"{cost['train_seconds']:.1f} s at {cost['examples_per_second']:,.0f} images/s, "
+        f"{least:.3f} × the least FLOPs",
     )
     table.add_row("work directory", escape(str(workdir)))
     return table
@@ -134,7 +146,7 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
 def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) -> Table:
     """Accuracy of a split, and of each of its classes."""
     title = f"{split}: accuracy {accuracy(found.summary())}, loss {found.loss:.4f}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class")
     table.add_column("examples", justify="right")
     table.add_column("accuracy", justify="right")
@@ -146,7 +158,9 @@ def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) 
 
 def side_by_side(ours: Mapping[str, Any], control: Mapping[str, Any]) -> Table:
     """What transfer bought: the run beside its control."""
-    table = Table(title="What transfer bought", title_justify="left")
+    table = Table(
+        title="What transfer bought", title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("trunk")
     table.add_column("strategy")
     table.add_column("test accuracy (95 % interval)")
@@ -158,7 +172,9 @@ def side_by_side(ours: Mapping[str, Any], control: Mapping[str, Any]) -> Table:
 
 def predictions(name: str, ranked: list[tuple[str, float]]) -> Table:
     """Classes of one image with their probabilities, best first."""
-    table = Table(title=escape(name), title_justify="left")
+    table = Table(
+        title=escape(name), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("class")
     table.add_column("probability", justify="right")
     for label, probability in ranked:

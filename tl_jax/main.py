@@ -82,7 +82,7 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         display.console.print(f"\nThe control, {config.control}:")
         other = trainer.train(control, os.path.join(flags.workdir, "control"))
         display.console.print(display.side_by_side(summary, other))
-    display.console.print(display.what_next(flags.workdir, flags.config))
+    display.console.print(display.what_next(flags.workdir, flags.config), soft_wrap=True)
 
 
 def _control(config: Config) -> Config:

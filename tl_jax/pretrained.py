@@ -10,13 +10,13 @@ import functools
 import json
 import logging
 import os
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from etils import epath
 
 from tl_jax import models, weight_conversion
@@ -25,12 +25,10 @@ from tl_jax.hub import CONFIG, PROCESSOR, Checkpoint, open_checkpoint
 from tl_jax.models.family import BlockSpec, Family, is_size
 from tl_jax.models.layers import Chain
 from tl_jax.preprocessing import Preprocessing
-from tl_jax.tensor_files import SAFETENSORS_DTYPES
 from tl_jax.weight_conversion import Conversion
 
 WEIGHTS = "model.safetensors"
 DEFAULT_LABELS = 2  # transformers' number of labels when config.json says nothing
-SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 log = logging.getLogger(__name__)
 
 
@@ -176,6 +174,7 @@ def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike[str]) -> N
     tensors = weight_conversion.unload(
         pretrained.variables, pretrained.conversion, pretrained.checkpoint, pretrained.family
     )
+    tensors = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
     config = {key: value for key, value in pretrained.config.items() if key != "torch_dtype"}
     config["architectures"] = [pretrained.family.architecture]
     config["num_labels"] = pretrained.module.num_classes
@@ -184,9 +183,9 @@ def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike[str]) -> N
     target = epath.Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write(target / WEIGHTS, _safetensors(tensors))
-        _write(target / PROCESSOR, [_json(pretrained.preprocessing.to_processor())])
-        _write(target / CONFIG, [_json(config)])
+        _write(target / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+        _write(target / PROCESSOR, _json(pretrained.preprocessing.to_processor()))
+        _write(target / CONFIG, _json(config))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -229,33 +228,11 @@ def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _safetensors(tensors: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
-    """The file piece by piece (https://huggingface.co/docs/safetensors), one tensor in memory."""
-    # Widest first, so that every tensor is aligned to its own width.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        start, end = end, end + tensors[name].nbytes
-        header[name] = {
-            "dtype": SAFETENSORS_NAMES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
-    for name in names:
-        yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
-
-
-def _write(path: epath.Path, pieces: Iterable[bytes | memoryview]) -> None:
+def _write(path: epath.Path, content: bytes) -> None:
     """The file under another name first, so that a crash never leaves half of it."""
     partial = path.parent / f".{path.name}.partial"
     try:
-        with partial.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

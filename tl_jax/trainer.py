@@ -126,15 +126,17 @@ def _fit(
     train_step = _compile_train_step(job, devices)
     save_every = config.train.checkpoint_every_steps
 
-    def record(step: int, figures: Mapping[str, Any] | None, split: str) -> None:
-        if figures is not None:
-            epoch = step / job.steps_per_epoch
-            log.write({"step": step, "epoch": epoch, "split": split, **figures})
-
     with (
-        display.Progress(first, job.total_steps, parallel.is_first()) as bar,
+        display.Progress(first, job.total_steps, job.steps_per_epoch) as bar,
         Profile(workdir, first, config.logging.profile_steps) as profile,
     ):
+
+        def record(step: int, figures: Mapping[str, Any] | None, split: str) -> None:
+            if figures is not None:
+                epoch = step / job.steps_per_epoch
+                log.write({"step": step, "epoch": epoch, "split": split, **figures})
+                bar.show(step, figures, split)
+
         for step in range(first + 1, job.total_steps + 1):
             profile.before(step)
             batch = meter.next_batch(batches)
@@ -148,13 +150,13 @@ def _fit(
                 except RunFailed as error:
                     raise RunFailed(f"{error}; {_last_good(checkpoints)}") from None
                 record(step, figures, "train")
-                bar.show(step, figures)
             accuracy = None
             if epoch_ends and "validation" in job.examples:
                 validation = meter.aside(evaluate, state, "validation").summary()
                 accuracy = validation["accuracy"]
                 record(step, validation, "validation")
-                bar.show(step, {"validation accuracy": accuracy})
+            if epoch_ends:
+                bar.end_epoch(step)
             if save:
                 position = {
                     "input": batches.get_state(),

@@ -100,5 +100,9 @@ def test_killed_while_it_writes_its_results(config, whole, tmp_path, appears):
     start_and_kill(lambda _: (path / appears).exists(), config, path)
     command_line.run("--config", config, "--workdir", path)
     assert command_line.results(path) == command_line.results(whole)
-    left = sorted(file.relative_to(path) for file in path.rglob("*") if "checkpoints" not in str(file))
-    assert left == sorted(f.relative_to(whole) for f in whole.rglob("*") if "checkpoints" not in str(f))
+    left = sorted(
+        file.relative_to(path) for file in path.rglob("*") if "checkpoints" not in str(file)
+    )
+    assert left == sorted(
+        f.relative_to(whole) for f in whole.rglob("*") if "checkpoints" not in str(f)
+    )

@@ -62,6 +62,10 @@ def end(processes, code=0):
     return said
 
 
+def near(figures, names=None):
+    return {name: pytest.approx(figures[name], rel=1e-5) for name in names or figures}
+
+
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     """The work directory of one process with four devices."""
@@ -88,8 +92,9 @@ def test_they_end_with_the_same_parameters(whole, together):
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6, atol=1e-6, err_msg=key)
     for ours, theirs in zip(found["records"], whole["records"], strict=True):
         assert ours.pop("split") == theirs["split"]
-        assert ours == {name: pytest.approx(theirs[name], rel=1e-5) for name in ours}
-    assert found["metrics"]["test"] == pytest.approx(whole["metrics"]["test"], rel=1e-5)
+        assert ours == near(theirs, ours)
+    for split in ("validation", "test"):
+        assert found["metrics"][split] == near(whole["metrics"][split])
 
 
 def test_only_the_first_speaks(together):
