@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from golden import networks
+from jax.extend import core
 
 from tl_jax import models, param_tree
 from tl_jax.errors import UserError
@@ -276,3 +277,31 @@ def test_shapes_of_resnet50_are_quick_and_right():
     seconds = time.perf_counter() - start
     assert param_tree.size(jax.tree.leaves(shapes["params"])) == 25_557_032 - 2049
     assert seconds < 2.0  # 0.4 s on a quiet machine
+
+
+def precisions(jaxpr) -> set:
+    """The precision of every product in a program, inside of its calls too."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.add(equation.params["precision"])
+        for inner in core.jaxprs_in_params(equation.params):
+            found |= precisions(inner)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32"])
+@pytest.mark.parametrize("name", ["resnet_bottleneck", "vit_plain"])
+def test_every_product_has_the_precision_asked_for(name, precision, tmp_path):
+    folder = tmp_path / name
+    network(name, folder)
+    net = load_pretrained(folder, precision=precision)
+    images = jnp.asarray(networks.images(name))
+
+    def loss(params):
+        return net.module.apply({**net.variables, "params": params}, images).sum()
+
+    level = {"float32": "HIGHEST", "tensorfloat32": "HIGH"}[precision]
+    wanted = jax.lax.Precision[level]
+    program = jax.make_jaxpr(jax.grad(loss))(net.variables["params"])
+    assert precisions(program.jaxpr) == {(wanted, wanted)}

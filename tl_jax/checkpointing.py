@@ -4,6 +4,10 @@ The frozen part is not copied: it is named by its source, revision and hash, and
 The last checkpoint is kept, and the best by validation.
 """
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +24,18 @@ _METRIC = "validation_accuracy"
 
 def _accuracy(metrics: dict[str, float]) -> float:
     return metrics[_METRIC]
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """TensorStore's ValueError for a full or forbidden disk as the OSError that it stands for."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 class Checkpoints:
@@ -60,18 +76,22 @@ class Checkpoints:
           state: replicated over devices.
           position: what else a resumed run needs, as JSON: position of the input, plan, hashes.
           accuracy: on the validation split, where it was just measured.
+
+        Raises:
+          OSError: the disk is full, now or since the last call.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         host = jax.tree.map(np.asarray, state._asdict())
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(host), position=ocp.args.JsonSave(position)
-            ),
-            metrics=None if accuracy is None else {_METRIC: accuracy},
-        )
+        with _disk_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(host), position=ocp.args.JsonSave(position)
+                ),
+                metrics=None if accuracy is None else {_METRIC: accuracy},
+            )
 
     @property
     def last(self) -> int | None:
@@ -90,7 +110,7 @@ class Checkpoints:
         """A checkpoint as NumPy arrays of the shapes in `like`, and its position.
 
         Raises:
-          UserError: the checkpoint holds another network or optimizer.
+          UserError: the checkpoint is damaged, or holds another network or optimizer.
         """
         shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like._asdict())
         try:
@@ -101,8 +121,11 @@ class Checkpoints:
                 ),
             )
         except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).partition(" [tensorstore_spec")[0]
+            folder = self._manager.directory / str(step)
             raise UserError(
-                f"cannot restore step {step} of {self._manager.directory}: {error}"
+                f"the checkpoint {folder} cannot be restored: {reason}. "
+                "Remove that folder to go on from the one before it, or from the start."
             ) from error
         return TrainState(**found.state), found.position
 
@@ -113,10 +136,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is written."""
-        self._manager.wait_until_finished()
+        with _disk_errors():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._manager.close()  # waits, so that an interrupted run keeps what it had saved
+        with _disk_errors():
+            self._manager.close()  # waits, so that an interrupted run keeps what it had saved

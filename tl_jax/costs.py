@@ -25,8 +25,10 @@ def compiled_flops(function: Callable, *args: Any) -> float:
 
 
 def lowered_flops(function: Callable, *args: Any) -> float:
-    """As `compiled_flops`, counted before compilation: the same on every backend, and quick."""
-    return _flops(jax.jit(function).lower(*args))
+    """As `compiled_flops`, counted before compilation by the host's XLA: quick, and the same for
+    every accelerator (a GPU's compiled convolutions are library calls that XLA cannot count)."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return _flops(jax.jit(function).lower(*args))
 
 
 def _flops(program: Any) -> float:

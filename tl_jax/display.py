@@ -6,7 +6,7 @@ from typing import Any
 
 import rich.box
 import rich.progress
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -143,17 +143,17 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
     return table
 
 
-def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) -> Table:
+def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) -> Group:
     """Accuracy of a split, and of each of its classes."""
-    title = f"{split}: accuracy {accuracy(found.summary())}, loss {found.loss:.4f}"
-    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    title = escape(f"{split}: accuracy {accuracy(found.summary())}, loss {found.loss:.4f}")
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class")
     table.add_column("examples", justify="right")
     table.add_column("accuracy", justify="right")
     rows = zip(class_names, found.confusion.sum(1), found.per_class_accuracy, strict=True)
     for name, examples, share in rows:
         table.add_row(escape(name), f"{examples:,}", "–" if share is None else f"{share:.4f}")
-    return table
+    return Group(title, table)  # a table's own title wraps at the table's width
 
 
 def side_by_side(ours: Mapping[str, Any], control: Mapping[str, Any]) -> Table:
@@ -170,16 +170,14 @@ def side_by_side(ours: Mapping[str, Any], control: Mapping[str, Any]) -> Table:
     return table
 
 
-def predictions(name: str, ranked: list[tuple[str, float]]) -> Table:
+def predictions(name: str, ranked: list[tuple[str, float]]) -> Group:
     """Classes of one image with their probabilities, best first."""
-    table = Table(
-        title=escape(name), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class")
     table.add_column("probability", justify="right")
     for label, probability in ranked:
         table.add_row(escape(label), f"{probability:.4f}")
-    return table
+    return Group(escape(name), table)
 
 
 def what_next(workdir: Any, config: str) -> str:

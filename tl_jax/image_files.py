@@ -121,6 +121,8 @@ def _ends(encoded: bytes | str | os.PathLike[str], marker: bytes) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in a supported format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the path, which the caller gives
     return str(error) or type(error).__name__
 
 

@@ -51,8 +51,8 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
 
     Args:
       config: says which data; that of the work directory, or another.
-      path: a finished work directory, or an exported folder. `evaluation.json` and the figures of a
-        work directory are written anew.
+      path: a finished work directory, or an exported folder. With a work directory's own
+        configuration its `evaluation.json` and figures are written anew.
 
     Raises:
       UserError: no classifier there, or other classes than the data has.
@@ -90,7 +90,8 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
         evaluations[split] = evaluation.evaluate(compiled, variables, map(devices.shard, batches))
         display.console.print(display.evaluation_table(split, evaluations[split], names))
     workdir = WorkDir(path)
-    if parallel.is_first() and (workdir.path / "export").exists():
+    own = (workdir.path / "export").exists() and not workdir.differences(config)
+    if parallel.is_first() and own:
         results.write_evaluations(workdir, names, examples, evaluations)
     return {split: found.summary() for split, found in evaluations.items()}
 

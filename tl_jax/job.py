@@ -81,6 +81,7 @@ def prepare(config: Config) -> Job:
         image_size=config.model.image_size,
         class_names=names,
         dtype=jnp.dtype(config.model.dtype),
+        precision=config.model.precision,
     )
     plan = freezing.resolve(config.freeze, pretrained.chain, pretrained.variables)
     if plan.trunk == "random":

@@ -20,15 +20,19 @@ class Meter:
     Args:
       batch_size: examples a step.
       schedule: learning rate by step.
+      started: `time.perf_counter()` when this process began.
       spent: `timing` of the part of the run before it was interrupted.
     """
 
-    def __init__(self, batch_size: int, schedule: optax.Schedule, spent: dict[str, float]):
+    def __init__(
+        self, batch_size: int, schedule: optax.Schedule, started: float, spent: dict[str, float]
+    ):
         self._batch_size, self._schedule = batch_size, schedule
+        self._started, self._total = started, spent.get("total_seconds", 0.0)
         self._train = spent.get("train_seconds", 0.0)
         self._wait = spent.get("input_wait_seconds", 0.0)
         self._steps = int(spent.get("timed_steps", 0))
-        self._compile = 0.0
+        self._compile = spent.get("compile_seconds", 0.0)
         self._compiled = False
         self._pending: list[tuple[int, Any]] = []
         self._since = time.perf_counter()
@@ -49,8 +53,9 @@ class Meter:
             return step(*args)
         start = time.perf_counter()
         result = step(*args)
-        self._compile, self._compiled = time.perf_counter() - start, True
-        self._since += self._compile
+        seconds = time.perf_counter() - start
+        self._compile, self._compiled = self._compile + seconds, True
+        self._since += seconds
         return result
 
     def aside(self, function: Callable, *args: Any) -> Any:
@@ -99,10 +104,14 @@ class Meter:
 
     @property
     def timing(self) -> dict[str, float]:
-        """Seconds and rates of the training so far, compilation and validation apart."""
+        """Seconds and rates so far, those before an interruption included.
+
+        Training is counted without compilation, validation and checkpoints; the total with them.
+        """
         return {
             "compile_seconds": self._compile,
             "train_seconds": self._train,
+            "total_seconds": self._total + time.perf_counter() - self._started,
             "input_wait_seconds": self._wait,
             "timed_steps": self._steps,
             "examples_per_second": self._steps * self._batch_size / max(self._train, 1e-9),

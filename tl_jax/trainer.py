@@ -25,11 +25,12 @@ from tl_jax.workdir import MetricsLog, WorkDir
 
 
 def plan(config: Config, path: Any) -> dict[str, Any]:
-    """Resolves, prints and writes the plan; nothing is trained."""
+    """Resolves, prints and writes the plan (beside no other run's); nothing is trained."""
     description = job_lib.prepare(config).describe_plan()
     display.console.print(display.plan_table(description))
-    if parallel.is_first():
-        WorkDir(path).write_json("plan.json", description)
+    workdir = WorkDir(path)
+    if parallel.is_first() and not workdir.differences(config):
+        workdir.write_json("plan.json", description)
     return description
 
 
@@ -63,6 +64,7 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         workdir.write_json("plan.json", description)
         workdir.write_json("config.json", config_lib.to_dict(config))
 
+    cost = step_cost(job)
     before = freezing.fingerprint(job.plan, job.pretrained.variables)
     devices = DataParallel(config.parallel)
     initial, frozen = steps.divide(job.plan, job.pretrained.variables, job.optimizer)
@@ -74,7 +76,7 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         return evaluate_split(job, devices, eval_step, variables, split)
 
     with Checkpoints(workdir.path / "checkpoints") as checkpoints:
-        log, timing = _fit(job, workdir, checkpoints, devices, initial, frozen, evaluate)
+        log, meter = _fit(job, workdir, checkpoints, devices, initial, frozen, evaluate, started)
         best, _ = checkpoints.restore(checkpoints.best, like=initial)
     state = devices.replicate(best)
     splits = [split for split in ("validation", "test") if split in job.examples]
@@ -89,10 +91,9 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         "metrics": {split: found.summary() for split, found in evaluations.items()},
         "steps": {"trained": job.total_steps, "best": int(state.step)},
         "cost": {
-            **step_cost(job),
-            **timing,
+            **cost,
+            **meter.timing,
             "cache_seconds": 0.0,
-            "total_seconds": time.perf_counter() - started,
         },
     }
     if parallel.is_first():
@@ -109,7 +110,8 @@ def _fit(
     state: TrainState,
     frozen: Frozen,
     evaluate: Callable[[TrainState, str], Evaluation],
-) -> tuple[MetricsLog, dict[str, float]]:
+    started: float,
+) -> tuple[MetricsLog, Meter]:
     """Trains to the last step, from the newest checkpoint if there is one."""
     config = job.config
     batches = _training_batches(job)
@@ -122,7 +124,7 @@ def _fit(
         spent = position["timing"]
     first = int(state.step)
     log = MetricsLog(workdir, first, writes=parallel.is_first())
-    meter = Meter(config.data.batch_size, job.schedule, spent)
+    meter = Meter(config.data.batch_size, job.schedule, started, spent)
     train_step = _compile_train_step(job, devices)
     save_every = config.train.checkpoint_every_steps
 
@@ -166,7 +168,7 @@ def _fit(
                 }
                 meter.aside(checkpoints.save, state, position, accuracy)
     checkpoints.wait()
-    return log, meter.timing
+    return log, meter
 
 
 def evaluate_split(

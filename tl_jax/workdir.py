@@ -47,11 +47,27 @@ class WorkDir:
         side.replace(target)
 
     def check_writable(self) -> None:
-        """Fails now rather than after an hour of training (OSError)."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        probe = self.path / f".probe.{uuid.uuid4().hex}"  # every process has its own
-        probe.write_bytes(b"tl_jax")
-        probe.unlink()
+        """Fails now rather than after an hour of training.
+
+        Raises:
+          UserError: the directory cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe.{uuid.uuid4().hex}"  # every process has its own
+            probe.write_bytes(b"tl_jax")
+            probe.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"the work directory {self.path} cannot be written: {reason}. "
+                "Mend that, or give another --workdir."
+            ) from error
+
+    def differences(self, config: Config) -> list[str]:
+        """A line for each field in which the directory's run differs; none where there is no run."""
+        theirs = self.read_json("config.json")
+        return [] if theirs is None else config_lib.differences(config, theirs)
 
     def claim(self, config: Config) -> None:
         """Refuses a directory that belongs to a run with another configuration.
@@ -59,11 +75,7 @@ class WorkDir:
         Raises:
           UserError: shows every field that differs.
         """
-        theirs = self.read_json("config.json")
-        if theirs is None:
-            return
-        different = config_lib.differences(config, theirs)
-        if different:
+        if different := self.differences(config):
             raise UserError(
                 f"{self.path} holds a run with another configuration:\n  "
                 + "\n  ".join(different)
@@ -78,7 +90,10 @@ class WorkDir:
         """
         fields = self.read_json("config.json")
         if fields is None or "model_type" in fields:  # the latter is a Hugging Face config
-            raise UserError(f"{self.path} is no work directory: it holds no run's config.json")
+            raise UserError(
+                f"{self.path} is no work directory: it holds no run's config.json. "
+                "For an exported folder give --config, too: it says which data."
+            )
         return fields
 
 

@@ -19,7 +19,7 @@ def config(network, tmp_path_factory):
     """
     return command_line.write_config(
         tmp_path_factory.mktemp("config") / "short.py",
-        network("resnet_gray"),
+        network("resnet_no_shortcut"),
         **{
             "freeze.strategy": "full",
             "freeze.batch_norm": "batch",
@@ -120,4 +120,4 @@ def test_both_leave_when_the_work_directory_cannot_be_used(config, tmp_path):
     (tmp_path / "file").touch()
     said = end(start_two("--config", config, "--workdir", tmp_path / "file" / "run"), code=2)
     for _, complained in said:
-        assert "a part of the path is a file" in complained and "Traceback" not in complained
+        assert "cannot be written: Not a directory" in complained and "Traceback" not in complained
