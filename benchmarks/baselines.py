@@ -4,8 +4,7 @@
 
 Takes the same data, splits, preprocessing and network as the run, and fits standardised features
 of the pretrained trunk, of the same trunk with random weights, and the raw pixels. The penalty is
-chosen on the validation split (or on the last tenth of train) and the model fitted once more on
-all of train. Needs scikit-learn (`pip install -e ".[dev]"`).
+chosen on the validation split. Needs scikit-learn (`pip install -e ".[dev]"`).
 """
 
 import argparse
@@ -45,16 +44,13 @@ def extract(run, variables, split):
 
 def logistic_regression(train, validation, test):
     """Test accuracy with its interval, and the inverse penalty C that validation chose."""
-    (x, y), (xv, yv), (xt, yt) = train, validation, test
-
-    def fit(penalty, x, y):
-        scaler = StandardScaler().fit(x)
-        model = LogisticRegression(C=penalty, max_iter=300).fit(scaler.transform(x), y)
-        return lambda x, y: (model.predict(scaler.transform(x)) == y)
-
-    scores = {penalty: fit(penalty, x, y)(xv, yv).mean() for penalty in PENALTIES}
-    best = max(scores, key=lambda penalty: scores[penalty])
-    hits = fit(best, x, y)(xt, yt)
+    scaler = StandardScaler().fit(train[0])
+    (x, y), (xv, yv), (xt, yt) = [(scaler.transform(x), y) for x, y in (train, validation, test)]
+    models = {
+        penalty: LogisticRegression(C=penalty, max_iter=300).fit(x, y) for penalty in PENALTIES
+    }
+    best = max(models, key=lambda penalty: models[penalty].score(xv, yv))
+    hits = models[best].predict(xt) == yt
     low, high = evaluation.wilson_interval(int(hits.sum()), len(hits))
     return {"accuracy": float(hits.mean()), "accuracy_ci95": [low, high], "C": best}
 
@@ -75,9 +71,6 @@ def main():
         start = time.perf_counter()
         splits = {split: extract(run, variables, split) for split in run.examples}
         print(f"{name}: features in {time.perf_counter() - start:.0f} s", flush=True)
-        if "validation" not in splits:
-            cut = len(splits["train"][0]) * 9 // 10
-            splits["validation"] = [part[cut:] for part in splits["train"]]
         kept |= {f"{name}/{split}": parts[0] for split, parts in splits.items()}
         kept |= {f"label/{split}": parts[2] for split, parts in splits.items()}
         order = ("train", "validation", "test")

@@ -247,6 +247,8 @@ def test_weights_that_cannot_be_used(fails, config, network, tmp_path, damage, w
     assert not (work / "config.json").exists()
 
 
+# TensorStore's threads report to an event loop that Orbax has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint(fails, config, trained, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(trained, path)
@@ -372,6 +374,15 @@ def test_a_loss_that_is_not_finite_is_said_last(config, tmp_path, capsys):
     last = said.err.splitlines()[-1]
     assert last.startswith("run failed: ") and " at step " in last
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_devices_that_drift_apart_are_said_last(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer.steps.jax.lax, "pmean", lambda tree, axis_name: tree)
+    arguments = ["--config", str(config), "--workdir", str(tmp_path)]
+    for _ in range(2):  # no checkpoint of it may pass when it is started again
+        assert main([*arguments, "--config.train.epochs=1"]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("run failed: the devices differ at step 3")
 
 
 def test_a_broken_certificate_is_said_last(config, tmp_path, capsys, monkeypatch):

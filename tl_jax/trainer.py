@@ -82,10 +82,8 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     splits = [split for split in ("validation", "test") if split in job.examples]
     evaluations = {split: evaluate(state, split) for split in splits}
     variables = steps.variables_of(state.trainable, state.statistics, frozen)
-    agree = parallel.replicas_agree(variables)
     variables = jax.tree.map(np.asarray, variables)
     certificate = freezing.certificate(job.plan, before, variables)
-    certificate["ok"] = certificate["ok"] and agree
     summary = {
         **results.facts(job, description, certificate),
         "metrics": {split: found.summary() for split, found in evaluations.items()},
@@ -160,6 +158,8 @@ def _fit(
             if epoch_ends:
                 bar.end_epoch(step)
             if save:
+                if not parallel.replicas_agree((state.trainable, state.statistics)):
+                    raise RunFailed(f"the devices differ at step {step}: a bug, please report it")
                 position = {
                     "input": batches.get_state(),
                     "timing": meter.timing,

@@ -65,7 +65,7 @@ class WorkDir:
             ) from error
 
     def differences(self, config: Config) -> list[str]:
-        """A line for each field in which the directory's run differs; none where there is no run."""
+        """A line for each field in which the run that lies here differs; none without a run."""
         theirs = self.read_json("config.json")
         return [] if theirs is None else config_lib.differences(config, theirs)
 

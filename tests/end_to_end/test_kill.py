@@ -78,7 +78,7 @@ def test_killed_while_it_saves(config, whole, tmp_path):
     path = tmp_path / "run"
     kills = [
         start_and_kill(config, path, lambda _, p=pattern: glob.glob(f"{path}/checkpoints/{p}"))
-        for pattern in ("2.orbax*/state*", "*.orbax*/*/d", "9")
+        for pattern in ("*.orbax*/*/d", "9")
     ]
     assert any(kills)  # these moments are short
     command_line.run("--config", config, "--workdir", path)

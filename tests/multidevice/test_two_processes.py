@@ -104,6 +104,7 @@ def test_only_the_first_speaks(together):
     assert not [line for line in (other + complained).splitlines() if "peer ranks" not in line]
 
 
+@pytest.mark.parametrize("together", ["shard_map"], indirect=True)  # whose state is global
 def test_they_resume(together, tmp_path):
     path, arguments, _ = together
     cut = tmp_path / "run"
