@@ -38,7 +38,9 @@ def extract(run, variables, split):
     ):
         real = batch["mask"] > 0
         pixels = batch["image"].reshape(len(real), -1).astype(np.float32) / 255
-        found.append((np.asarray(features(batch["image"]))[real], pixels[real], batch["label"][real]))
+        found.append(
+            (np.asarray(features(batch["image"]))[real], pixels[real], batch["label"][real])
+        )
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 

@@ -1,7 +1,10 @@
 """ResNet-50 → Fashion-MNIST, linear probe.
 
 Command   python run.py --config configs/resnet_fashion.py
-Hardware  any; a GPU for comfort at the checkpoint's own 224 px
+Hardware  a GPU or TPU; two CPU cores do at 64 px (--config.model.image_size=64)
+Runtime   with a half-width ResNet-50 in its place, 64 px: 102 s of training on one H100
+Expected  not yet measured with microsoft/resnet-50; with that half-width ResNet-50 0.876 on test
+          (docs/experiments.md)
 """
 
 from tl_jax.config import default_config
