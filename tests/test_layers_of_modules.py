@@ -57,3 +57,18 @@ def test_a_cycle_through_a_function_is_found(tmp_path):
     (folder / "b.py").write_text("def f():\n    from sample.a import g\n    return g\n")
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter(graph(folder)).prepare()
+
+
+def test_the_readme_lists_every_module_below_those_it_imports():
+    table = (PACKAGE.parent / "README.md").read_text().partition("| module |")[2]
+    listed = [
+        "tl_jax." + row.split("`")[1].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for row in table.splitlines()
+        if row.startswith("| `")
+    ]
+    edges = graph(PACKAGE)
+    assert sorted(listed) == sorted(edges.keys() - {"tl_jax"})
+    place = {name: index for index, name in enumerate(listed)}
+    for name, imported in edges.items():
+        for other in imported - {"tl_jax"} if name != "tl_jax" else ():
+            assert place[other] < place[name], f"{name} imports {other}, which stands below it"

@@ -223,7 +223,8 @@ def with_effect(config: Config) -> dict[str, Any]:
 def differences(ours: Config, theirs: Mapping[str, Any]) -> list[str]:
     """One line for each field with effect in which `theirs` (a `to_dict`) differs from `ours`."""
     left = with_effect(ours)
-    right = {name: value for name, value in _flatten(theirs) if name in left}
+    # A field that is younger than their file had its default there.
+    right = with_effect(Config()) | {name: v for name, v in _flatten(theirs) if name in left}
     return [
         f"config.{name}: {right.get(name)!r} there, {left[name]!r} here"
         for name in left

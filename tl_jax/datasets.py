@@ -163,7 +163,7 @@ def _check_splits(source: str, opened: Source, wanted: Mapping[str, str]) -> Non
         try:
             sections[role] = opened.sections(split)
         except (ValueError, AssertionError) as error:
-            problems.append(f"{role} = {split!r}: {error}")
+            problems.append(f"{role} = {split!r}: {str(error).rstrip('.')}")
             continue
         if not any(section.start < section.stop for section in sections[role]):
             problems.append(f"{role} = {split!r} selects no example")

@@ -67,6 +67,8 @@ class Rule:
     group: Group
 
 
+_NAMED = 5  # so many of a kind are named in an error, the others counted
+
 _HEAD_TRAINS = Rule("the head", lambda parameter: parameter.depth == -2, HEAD)
 _REST_TRAINS = Rule("the trunk", lambda parameter: True, TRUNK)
 _REST_FROZEN = Rule("the rest", lambda parameter: True, FROZEN)
@@ -238,7 +240,9 @@ def resolve(freeze: Freeze, chain: Sequence[BlockSpec], variables: Mapping[str, 
             uncovered.append(parameter.path)
         else:
             groups[parameter.path] = _in_head(group) if parameter.depth == -2 else group
-    wrong = [f"no pattern covers {path}" for path in uncovered]
+    wrong = [f"no pattern covers {path}" for path in uncovered[:_NAMED]]
+    if len(uncovered) > _NAMED:
+        wrong.append(f"… and {len(uncovered) - _NAMED} more parameters that no pattern covers")
     wrong += [
         f"nothing matches {rule.text} ({rule.group.name})"
         for rule in rules

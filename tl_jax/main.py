@@ -54,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    if (flags.mode == "predict") != bool(flags.images):
+        raise UserError("--mode predict and --images a.png b.png … go together")
     if flags.mode == "predict":
-        if not flags.images:
-            raise UserError("--mode predict needs --images a.png b.png …")
         _start_jax(None)
         from tl_jax import inference
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import tl_jax
 from tl_jax import config as config_lib
 from tl_jax import figures, optimizer, param_tree
 from tl_jax.datasets import Examples
@@ -21,7 +22,7 @@ from tl_jax.model_card import model_card
 from tl_jax.pretrained import Pretrained, save_pretrained
 from tl_jax.workdir import WorkDir
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tl_jax")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def facts(job: Job, plan: Mapping[str, Any], certificate: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def trunk(job: Job) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, devices and the state of the source code."""
-    versions = {"python": platform.python_version()}
+    versions = {"tl_jax": tl_jax.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
