@@ -113,7 +113,13 @@ def test_config_files(tmp_path):
 
 def test_hash_leaves_out_what_does_not_change_the_result():
     config = config_lib.resolve(MINIMAL)
-    same = [("parallel", "shard_map"), ("data.dir", "/x"), ("logging.every_steps", "7")]
+    same = [
+        ("parallel", "shard_map"),
+        ("data.dir", "/x"),
+        ("logging.every_steps", "7"),
+        ("control", "random_trunk"),
+        ("train.checkpoint_every_steps", "3"),
+    ]
     other = [("seed", "1"), ("optimizer.learning_rate", "0.2"), ("freeze.k", "2")]
     for override in same:
         assert config_lib.config_hash(config_lib.resolve(MINIMAL, [override])) == (

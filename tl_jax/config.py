@@ -126,7 +126,15 @@ class Config:
 
 
 # What changes the speed, the log or the place of a run, but not its result.
-WITHOUT_EFFECT = ("parallel", "cache", "logging", "data.dir", "data.threads")
+WITHOUT_EFFECT = (
+    "parallel",
+    "cache",
+    "control",
+    "logging",
+    "data.dir",
+    "data.threads",
+    "train.checkpoint_every_steps",
+)
 
 
 def default_config() -> ConfigDict:
