@@ -194,8 +194,8 @@ def test_a_linear_probe_costs_one_forward_pass_and_the_head(digits_config, name)
 
 def test_full_fine_tuning_costs_what_its_gradients_cost(digits_config):
     compiled, forward, least = cost_of(digits_config("vit_plain", **{"freeze.strategy": "full"}))
-    assert 2.5 * forward < least < 3 * forward  # the patch embedding's input needs no gradient
-    assert least <= compiled <= 1.2 * least  # in so small a network the elementwise part shows
+    assert 2 * forward < least < 3 * forward  # the patch embedding's input needs no gradient
+    assert least <= compiled <= 1.4 * least  # in so small a network the elementwise part shows
 
 
 def test_reported_cost_is_the_compiled_one(digits_config):
