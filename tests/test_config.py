@@ -132,6 +132,21 @@ def test_hash_leaves_out_what_does_not_change_the_result():
         assert line.startswith(f"config.{override[0]}:")
 
 
+def test_the_options_in_a_file_belong_to_the_strategy_in_the_file():
+    fields = {**MINIMAL, "freeze": {"strategy": "top_k", "k": 2, "batch_norm": "batch"}}
+    assert config_lib.resolve(fields, [("seed", "1")]).freeze.k == 2
+    other = config_lib.resolve(fields, [("freeze.strategy", "full")]).freeze
+    assert (other.strategy, other.k, other.batch_norm) == ("full", None, "batch")
+    kept = config_lib.resolve(fields, [("freeze.strategy", "full"), ("freeze.k", "3")])
+    assert kept.freeze.k == 3
+
+
+def test_abbreviations_and_numbers_that_are_none():
+    text = message(MINIMAL, [("optimizer.lr", "1"), ("optimizer.weight_decay", "nan")])
+    assert "did you mean optimizer.learning_rate?" in text
+    assert "config.optimizer.weight_decay: nan is not finite" in text
+
+
 def test_a_written_config_is_the_same_config():
     config = config_lib.resolve(MINIMAL, [("freeze.patterns", "[('a', 'train')]")])
     assert config_lib.resolve(config_lib.to_dict(config)) == config

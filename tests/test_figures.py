@@ -43,7 +43,7 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def record(step, split="train", loss=1.0, accuracy=0.5):
+def record(step, split="epoch", loss=1.0, accuracy=0.5):
     return {"step": step, "epoch": step / 10, "split": split, "loss": loss, "accuracy": accuracy}
 
 
@@ -63,7 +63,7 @@ def test_learning_curves_draw_both_splits_in_both_panels():
     assert (train.get_color(), validation.get_color()) == (BLUE, VERMILLION)
     assert accuracy.lines[0].get_xydata().tolist() == [[10, 0.4], [20, 0.6]]
     names = [t.get_text() for t in accuracy.get_legend().get_texts()]
-    assert names == ["train", "validation (best 0.550)"]
+    assert names == ["train, mean of the epoch", "validation (best 0.550)"]
 
 
 def test_the_later_record_of_a_step_counts():
@@ -89,8 +89,8 @@ def test_what_is_not_finite_leaves_a_gap_and_a_cross():
         [],
         [record(1)],
         [record(5, "validation", accuracy=None)],
-        [{"step": 1, "split": "train", "loss": 2.0, "learning_rate": 0.1}],
-        [{"step": 1, "split": "train", "loss": float("nan"), "accuracy": None}],
+        [{"step": 1, "split": "epoch", "loss": 2.0, "learning_rate": 0.1}],
+        [{"step": 1, "split": "epoch", "loss": float("nan"), "accuracy": None}],
         [{"step": 3, "event": "compiled"}, record(4, "test")],
     ],
 )
@@ -186,7 +186,7 @@ def test_mistakes_show_each_image_with_its_names():
     ]  # fmt: skip
     assert figure.axes[0].images[0].get_clim() == (0, 255)
     assert texts(figure)[2:] == [
-        "coat", "shirt 0.99", "bag", "dress 0.50", "cat", "dog 0.25", "one", "two 0.12",
+        "coat", "shirt (0.99)", "bag", "dress (0.50)", "cat", "dog (0.25)", "one", "two (0.12)",
     ]  # fmt: skip
     assert size(figures.mistakes(items)) == (960, 360)
 

@@ -83,7 +83,8 @@ def test_eight_devices_equal_one(digits_config, variant, kind):
         np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=2e-6, err_msg=path)
     for a, b in zip(jax.tree.leaves(one.statistics), jax.tree.leaves(many.statistics), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
-    assert one_metrics.keys() == many_metrics.keys() == {"loss", "accuracy", "gradient_norm"}
+    assert one_metrics.keys() == many_metrics.keys()
+    assert one_metrics.keys() == {"objective", "loss", "accuracy", "gradient_norm"}
     for key, value in one_metrics.items():
         np.testing.assert_allclose(many_metrics[key], value, rtol=1e-4, err_msg=key)
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tl_jax import config as config_lib
 from tl_jax import load_pretrained, param_tree, trainer
 from tl_jax.errors import RunFailed, UserError
+from tl_jax.workdir import WorkDir
 
 SUMMARY = {
     "model": {
@@ -61,7 +62,9 @@ def check_types(found, expected, where="summary"):
 def finished(digits_config, tmp_path_factory):
     """A work directory of a whole run, with what it returned."""
     path = tmp_path_factory.mktemp("runs") / "resnet"
-    config = digits_config("resnet_bottleneck", **{"train.checkpoint_every_steps": 2})
+    config = digits_config(
+        "resnet_bottleneck", **{"train.checkpoint_every_steps": 2, "logging.every_steps": 4}
+    )
     return path, config, trainer.train(config, path)
 
 
@@ -80,7 +83,8 @@ def test_the_work_directory_is_whole(finished):
         assert leaf.keys() >= names | {"optimizer_state_bytes"}
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["split"] == "validation"] == [3, 6]
-    assert [r["step"] for r in records if r["split"] == "train"] == [2, 3, 4, 6]
+    assert [r["step"] for r in records if r["split"] == "epoch"] == [3, 6]
+    assert [(r["step"], r["steps"]) for r in records if r["split"] == "train"] == [(4, 4)]
     for name in ("learning_curves", "confusion_matrix", "mistakes", "plan"):
         assert (path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (path / "export" / "README.md").read_text().startswith("---")
@@ -166,8 +170,71 @@ def test_a_changed_trunk_is_refused(finished, network, tmp_path, monkeypatch):
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not those that this run was started with"):
+    with pytest.raises(UserError, match=r"not as this run was started with.*: the weights of"):
         trainer.train(config, work)
+
+
+def halfway(digits_config, tmp_path, monkeypatch, **fields):
+    """A run that was stopped after its first epoch."""
+    config = digits_config("resnet_bottleneck", **fields)
+    real, calls = trainer.Meter.run, []
+
+    def run(self, *args):
+        calls.append(1)
+        if len(calls) > 4:
+            raise Stop
+        return real(self, *args)
+
+    monkeypatch.setattr(trainer.Meter, "run", run)
+    with pytest.raises(Stop):
+        trainer.train(config, tmp_path)
+    monkeypatch.undo()
+    return config
+
+
+def test_other_data_or_configuration_are_refused_without_config_json(
+    digits_config, tmp_path, monkeypatch
+):
+    config = halfway(digits_config, tmp_path, monkeypatch)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoints: the configuration\."):
+        trainer.train(dataclasses.replace(config, seed=7), tmp_path)
+    real = trainer.results.identity
+    monkeypatch.setattr(trainer.results, "identity", lambda job: real(job) | {"data": "other"})
+    with pytest.raises(UserError, match=r"checkpoints: the data\."):
+        trainer.train(config, tmp_path)
+
+
+def test_the_mean_of_an_epoch_does_not_depend_on_what_is_read_when(
+    finished, digits_config, tmp_path
+):
+    path, _, _ = finished
+    trainer.train(digits_config("resnet_bottleneck"), tmp_path)
+
+    def epochs(folder):
+        records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [(r["loss"], r["accuracy"], r["steps"]) for r in records if r["split"] == "epoch"]
+
+    assert epochs(tmp_path) == epochs(path)
+    assert [steps for *_, steps in epochs(path)] == [3, 3]
+
+
+def test_one_process_at_a_time(finished, digits_config, tmp_path):
+    config = digits_config("resnet_bottleneck")
+    workdir = WorkDir(tmp_path)
+    with workdir.lock(), pytest.raises(UserError, match="another process is training"):
+        trainer.train(config, tmp_path)
+
+
+def test_a_lost_export_is_made_again(finished, tmp_path):
+    path, config, summary = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    shutil.rmtree(copy / "export")
+    again = trainer.train(config, copy)
+    assert again["metrics"] == summary["metrics"]
+    whole, made = trained_leaves(path), trained_leaves(copy)
+    assert all(whole[key].tobytes() == made[key].tobytes() for key in whole)
 
 
 def test_the_best_checkpoint_by_validation_is_evaluated(digits_config, tmp_path, monkeypatch):

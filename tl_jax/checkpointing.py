@@ -129,6 +129,11 @@ class Checkpoints:
             ) from error
         return TrainState(**found.state), found.position
 
+    def position(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint alone."""
+        args = ocp.args.Composite(position=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).position
+
     @property
     def folder(self) -> epath.Path:
         """Where they lie."""

@@ -100,6 +100,9 @@ class Freeze:
     batch_norm: str = _option("frozen", choices=("frozen", "batch"))
 
 
+STRATEGY_OPTIONS = ("k", "patterns")
+
+
 @dataclasses.dataclass(frozen=True)
 class Logging:
     """What is written down while training."""
@@ -156,6 +159,8 @@ def load_config(path: str) -> dict[str, Any]:
         )
     try:
         fields = runpy.run_path(path)["get_config"]()
+        if not isinstance(fields, ConfigDict | Mapping):
+            raise TypeError(f"get_config() returns {fields!r:.40}, not a ConfigDict")
         return fields.to_dict() if isinstance(fields, ConfigDict) else dict(fields)
     except KeyError as error:
         if error.args == ("get_config",):
@@ -183,6 +188,11 @@ def resolve(
     problems: list[str] = []
     flat = {name: value for name, value in _flatten(fields)}
     schema = _schema()
+    if dict(overrides).get("freeze.strategy", flat.get("freeze.strategy")) != flat.get(
+        "freeze.strategy"
+    ):  # the options in the file were written for the file's strategy
+        for option in STRATEGY_OPTIONS:
+            flat.pop(f"freeze.{option}", None)
     for name, text in overrides:
         if name in schema:
             flat[name] = _parse(text, schema[name][0])
@@ -327,7 +337,7 @@ def _parse(text: str, annotation: Any) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        return float(text) if float in kinds and text.lower() in ("nan", "inf", "-inf") else text
 
 
 def _coerce(value: Any, annotation: Any) -> Any:
@@ -365,6 +375,9 @@ def _check(value: Any, annotation: Any, limits: Mapping) -> list[str]:
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """', did you mean X?' for the nearest known name; by its last part where the whole is far."""
     known = list(known)
+    initials = {"".join(word[0] for word in k.rsplit(".", 1)[-1].split("_")): k for k in known}
+    if (last := name.rsplit(".", 1)[-1]) in initials:  # lr
+        return f"; did you mean {initials[last]}?"
     by_last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
     near = difflib.get_close_matches(name, known, 1, 0.6)
     near = near or [

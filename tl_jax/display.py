@@ -1,5 +1,6 @@
 """What a run shows in the terminal."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,16 +46,31 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             f"{decay:g}" if trains and decay else "–",
             f"{sum(leaf['optimizer_state_bytes'] for leaf in leaves):,}" if trains else "–",
         )
-    moving = len(plan["moving_statistics"])
+    first = escape(plan["boundary_block"])
     table.caption = (
-        f"Gradients end at block {plan['boundary']} of {len(plan['blocks'])}, "
-        f"{escape(plan['boundary_block'])}. BatchNorm statistics: "
-        + (f"{moving} move with the batch.\n" if moving else "frozen.\n")
+        f"Gradients end at {first} (block {plan['boundary']} of 0 to {len(plan['blocks']) - 1}).\n"
+        + _batch_norm(plan)
         + f"Optimizer {plan['optimizer']}: {plan['optimizer_state_bytes']:,} bytes of state"
         + (", decay on kernels only." if decay else ".")
     )
     table.caption_justify = "left"
     return table
+
+
+def _batch_norm(plan: Mapping[str, Any]) -> str:
+    """What becomes of the running statistics, if there are any."""
+    moving, frozen = len(plan["moving_statistics"]), len(plan["frozen_statistics"])
+    if not moving + frozen:
+        return ""
+    line = f"BatchNorm statistics: {moving} move with the batch, {frozen} stay frozen.\n"
+    if plan["batch_norm"] == "batch" and not moving:
+        line += "No block that trains has BatchNorm: freeze.batch_norm=batch changes nothing.\n"
+    if plan["trunk"] == "random" and not moving:
+        line += (
+            "Mind that random weights run on statistics that were never measured: a weak control\n"
+            "(from_scratch is a fairer one with freeze.batch_norm=batch).\n"
+        )
+    return line
 
 
 def _block_range(blocks: list[str]) -> str:
@@ -86,8 +102,8 @@ class Progress:
 
     def show(self, step: int, figures: Mapping[str, float], split: str) -> None:
         """Moves the bar and renews loss and accuracy of a split."""
-        name = "loss" if split == "train" else split
-        self._figures[name] = figures["loss" if split == "train" else "accuracy"]
+        name = "validation" if split == "validation" else "loss"
+        self._figures[name] = figures["accuracy" if split == "validation" else "loss"]
         text = "  ".join(f"{name} {value:.4f}" for name, value in self._figures.items())
         self._bar.update(self._task, completed=step, figures=text)
 
@@ -131,7 +147,7 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
     else:
         table.add_row("certificate", "[red]BROKEN: what was to stay frozen moved[/]")
     share = parameters["trainable"] / parameters["total"]
-    table.add_row("trained", f"{parameters['trainable']:,} parameters ({share:.2%} of all)")
+    table.add_row("trained", f"{parameters['trainable']:,} parameters ({100 * share:.2g} % of all)")
     cost = summary["cost"]
     least = cost["flops_per_step"] / cost["flops_minimum"]
     table.add_row(
@@ -180,15 +196,23 @@ def predictions(name: str, ranked: list[tuple[str, float]]) -> Group:
     return Group(escape(name), table)
 
 
-def what_next(workdir: Any, config: str) -> str:
-    """Commands to try after a run."""
+def what_next(command: Sequence[str], workdir: Any, strategy: str) -> str:
+    """Commands to try after a run.
+
+    Args:
+      command: the run's own command line without its work directory.
+      workdir: of the run.
+      strategy: that was used.
+    """
+    other = "full" if strategy == "top_k" else "top_k"
+    again = [*command, f"--config.freeze.strategy={other}", f"--workdir={workdir}_{other}"]
+    images = ["python", "run.py", "--mode=predict", f"--workdir={workdir}", "--images"]
     return (
         "\n[bold]What to try next[/]\n"
-        "Another strategy (add --mode plan to see its plan first):\n"
-        f"  python run.py --config {escape(config)} --config.freeze.strategy=top_k "
-        f"--workdir {escape(str(workdir))}_top_k\n"
+        "Another strategy (add --mode=plan to see its plan first):\n"
+        f"  {escape(shlex.join(again))}\n"
         "The classifier on images of your own:\n"
-        f"  python run.py --mode predict --workdir {escape(str(workdir))} --images a.png b.png\n"
+        f"  {escape(shlex.join(images))} a.png b.png\n"
         f"Look at {escape(str(workdir))}/figures; "
         f"{escape(str(workdir))}/export is the classifier for transformers or the Hub."
     )

@@ -31,6 +31,7 @@ Mistake = tuple[np.ndarray, str, str, float]
 
 COUNTED_CLASSES = 20  # up to here the cells of a confusion matrix hold their counts
 NAMED_CLASSES = 60  # up to here its rows and columns are named
+CURVES = {"epoch": "train, mean of the epoch", "validation": "validation"}
 GRID = 25  # mistakes in one picture
 
 
@@ -38,7 +39,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Loss and accuracy of training and validation over the steps, PNG.
 
     Args:
-      records: the lines of `metrics.jsonl`; those with `step`, `split` ("train" or "validation")
+      records: the lines of `metrics.jsonl`; those with `step`, `split` ("epoch" or "validation")
         and `loss` (nats) or `accuracy` are drawn. A value that is not finite leaves a gap and a
         cross; of two records of one step the later counts.
     """
@@ -91,7 +92,7 @@ def draw_learning_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
         axes.grid(axis="y", color=PALE)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        for split, colour in (("train", BLUE), ("validation", VERMILLION)):
+        for split, colour in zip(CURVES, (BLUE, VERMILLION), strict=True):
             _draw_curve(axes, records, split, field, colour)
         if axes.lines:
             axes.legend()
@@ -115,7 +116,7 @@ def _draw_curve(
     steps = np.array(sorted(points))
     values = np.array([points[step] for step in steps])
     finite = np.isfinite(values)
-    name = split
+    name = CURVES[split]
     if (split, field) == ("validation", "accuracy") and finite.any():
         name += f" (best {values[finite].max():.3f})"
     few = len(steps) <= 30
@@ -136,7 +137,7 @@ def _draw_curve(
             color=colour,
             ms=6,
             mew=1.6,
-            label=f"{split}: not finite",
+            label=f"{name}: not finite",
             transform=axes.get_xaxis_transform(),
             clip_on=False,
         )
@@ -263,7 +264,7 @@ def draw_mistakes(items: Sequence[Mistake]) -> "Figure":
         figure.text(
             x,
             (bottom - 0.3) / height,
-            f"{label(predicted, 17)} {probability:.2f}",
+            f"{label(predicted, 17)} ({probability:.2f})",
             size=8,
             color=VERMILLION,
             va="center",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax import param_tree
-from tl_jax.config import Config, Freeze, nearest
+from tl_jax.config import STRATEGY_OPTIONS, Config, Freeze, nearest
 from tl_jax.errors import UserError
 from tl_jax.models import BlockSpec
 
@@ -142,6 +142,7 @@ class Plan:
       batch_norm: "frozen": every statistic stays as it is stored. "batch": blocks with a trainable
         parameter normalise by the batch and update their running statistics.
       statistics: paths of the moving statistics (empty when batch_norm is "frozen").
+      frozen_statistics: paths of the others.
     """
 
     strategy: str
@@ -152,6 +153,7 @@ class Plan:
     blocks: tuple[str, ...]
     batch_norm: str
     statistics: frozenset[str]
+    frozen_statistics: frozenset[str]
 
     def trains(self, path: str) -> bool:
         """Whether the parameter at this path is differentiated and updated."""
@@ -213,9 +215,8 @@ def _pattern_problems(pair: Any) -> list[str]:
 
 def _options(freeze: Freeze) -> dict[str, Any]:
     """The strategy's options that the configuration sets."""
-    own = ("strategy", "batch_norm")
-    fields = {field.name: getattr(freeze, field.name) for field in dataclasses.fields(freeze)}
-    return {name: v for name, v in fields.items() if name not in own and v is not None}
+    options = {name: getattr(freeze, name) for name in STRATEGY_OPTIONS}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def resolve(freeze: Freeze, chain: Sequence[BlockSpec], variables: Mapping[str, Any]) -> Plan:
@@ -251,13 +252,19 @@ def resolve(freeze: Freeze, chain: Sequence[BlockSpec], variables: Mapping[str, 
     if not uncovered and all(group.multiplier is None for group in groups.values()):
         wrong.append("no parameter trains")
     if wrong:
-        raise UserError(f"config.freeze ({freeze.strategy}):\n  " + "\n  ".join(wrong))
+        names = ", ".join(block.name for block in chain)
+        raise UserError(
+            f"config.freeze ({freeze.strategy}):\n  "
+            + "\n  ".join(wrong)
+            + f"\nThe chain's blocks are {names}; a parameter's path is like {parameters[-1].path}."
+        )
     training = {p.block for p in parameters if groups[p.path].multiplier is not None}
-    statistics = [
+    statistics = param_tree.flatten(variables.get("batch_stats", {})).keys()
+    moving = {
         path
-        for path in param_tree.flatten(variables.get("batch_stats", {}))
+        for path in statistics
         if freeze.batch_norm == "batch" and block_of(path, chain) in training
-    ]
+    }
     return Plan(
         strategy=freeze.strategy,
         trunk=strategy.trunk,
@@ -266,7 +273,8 @@ def resolve(freeze: Freeze, chain: Sequence[BlockSpec], variables: Mapping[str, 
         boundary=min(training),
         blocks=tuple(block.name for block in chain),
         batch_norm=freeze.batch_norm,
-        statistics=frozenset(statistics),
+        statistics=frozenset(moving),
+        frozen_statistics=frozenset(statistics - moving),
     )
 
 

@@ -74,6 +74,8 @@ def prepare(config: Config) -> Job:
     data = config.data
     examples = open_examples(config, dataclasses.asdict(data.splits))
     names = examples["train"].class_names
+    if len(names) < 2:
+        raise UserError(f"{data.source} has one class only, {names[0]!r}: nothing to tell apart")
     pretrained = load_pretrained(
         config.model.pretrained,
         len(names),
@@ -83,6 +85,7 @@ def prepare(config: Config) -> Job:
         dtype=jnp.dtype(config.model.dtype),
         precision=config.model.precision,
     )
+    _check_images(pretrained)
     plan = freezing.resolve(config.freeze, pretrained.chain, pretrained.variables)
     if plan.trunk == "random":
         variables = with_random_trunk(pretrained, config.seed)
@@ -100,6 +103,14 @@ def prepare(config: Config) -> Job:
     )
     update = optimizer.make_optimizer(config, plan, schedule)
     return Job(config, pretrained, examples, plan, schedule, update, steps_per_epoch)
+
+
+def _check_images(pretrained: Pretrained) -> None:
+    """Runs the shapes of an image through the network, to fail now if it is too small for it."""
+    height, width = pretrained.preprocessing.output_size
+    shape = (1, height, width, pretrained.preprocessing.channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    jax.eval_shape(lambda v, x: pretrained.module.apply(v, x, last=1), pretrained.variables, images)
 
 
 def open_examples(config: Config, splits: Mapping[str, str | None]) -> dict[str, Examples]:

@@ -17,6 +17,7 @@ from tl_jax.config import Config
 from tl_jax.errors import RunFailed, UserError
 
 MODES = ("train", "plan", "eval", "predict")
+_STRATEGY = "freeze.strategy"
 _DISK_ERRORS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
@@ -82,7 +83,10 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         display.console.print(f"\nThe control, {config.control}:")
         other = trainer.train(control, os.path.join(flags.workdir, "control"))
         display.console.print(display.side_by_side(summary, other))
-    display.console.print(display.what_next(flags.workdir, flags.config), soft_wrap=True)
+    command = ["python", "run.py", f"--config={flags.config}"]
+    command += [f"--config.{name}={value}" for name, value in overrides if name != _STRATEGY]
+    hints = display.what_next(command, flags.workdir, config.freeze.strategy)
+    display.console.print(hints, soft_wrap=True)
 
 
 def _control(config: Config) -> Config:
@@ -120,6 +124,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
     if flags.config is None and (flags.workdir is None or flags.mode not in ("eval", "predict")):
         least = "--workdir" if flags.mode in ("eval", "predict") else "--config configs/NAME.py"
         raise UserError(f"--mode {flags.mode} needs {least}")
+    if flags.workdir == "":
+        raise UserError("--workdir is empty: name a directory")
     if flags.workdir is None:
         flags.workdir = os.path.join("runs", Path(flags.config).stem)
     return flags, overrides

@@ -21,11 +21,11 @@ class Meter:
       batch_size: examples a step.
       schedule: learning rate by step.
       started: `time.perf_counter()` when this process began.
-      spent: `timing` of the part of the run before it was interrupted.
+      spent: `position` of the part of the run before it was interrupted.
     """
 
     def __init__(
-        self, batch_size: int, schedule: optax.Schedule, started: float, spent: dict[str, float]
+        self, batch_size: int, schedule: optax.Schedule, started: float, spent: dict[str, Any]
     ):
         self._batch_size, self._schedule = batch_size, schedule
         self._started, self._total = started, spent.get("total_seconds", 0.0)
@@ -35,8 +35,8 @@ class Meter:
         self._compile = spent.get("compile_seconds", 0.0)
         self._compiled = False
         self._pending: list[tuple[int, Any]] = []
+        self._interval, self._epoch = Mean(spent.get("interval")), Mean(spent.get("epoch"))
         self._since = time.perf_counter()
-        self._steps_since = 0
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time counts as waiting if the device ran dry meanwhile."""
@@ -68,38 +68,42 @@ class Meter:
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes what a step returned, without waiting for it."""
         self._pending.append((step, metrics))
-        self._steps_since += 1
         if len(self._pending) % _MAX_QUEUED_STEPS == 0 and jax.default_backend() == "cpu":
             jax.block_until_ready(metrics)
 
-    def read(self) -> dict[str, float] | None:
-        """Waits for the steps since the last reading and averages over them; None without any.
+    def read(self) -> None:
+        """Waits for the steps so far and takes their figures.
 
         Raises:
           RunFailed: a loss or a gradient is not finite; names the step.
         """
         if not self._pending:
-            return None
-        found = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
-        for step, metrics in found:
+            return
+        for step, metrics in [(step, jax.device_get(m)) for step, m in self._pending]:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise RunFailed(f"{name.replace('_', ' ')} is {float(value)} at step {step}")
-        self._pending = []
+            self._interval.add(metrics)
+            self._epoch.add(metrics)
         now = time.perf_counter()
-        seconds, steps = now - self._since, self._steps_since
-        self._since, self._steps_since = now, 0
-        self._train += seconds
-        self._steps += steps
-        means = {
-            name: float(sum(metrics[name] for _, metrics in found)) / len(found)
-            for name in found[0][1]
-        }
-        last = found[-1][0]
+        self._train += now - self._since
+        self._steps += len(self._pending)
+        self._pending, self._since = [], now
+
+    def interval(self, step: int) -> dict[str, float]:
+        """Means since the last interval ended at `step`, after `read`."""
+        return self._take(self._interval, step)
+
+    def epoch(self, step: int) -> dict[str, float]:
+        """Means over the epoch that ended at `step`, after `read`."""
+        return self._take(self._epoch, step)
+
+    def _take(self, mean: "Mean", step: int) -> dict[str, float]:
+        means = mean.take()
         return {
             **means,
-            "learning_rate": float(self._schedule(last - 1)),
-            "examples_per_second": steps * self._batch_size / seconds,
+            "learning_rate": float(self._schedule(step - 1)),
+            "examples_per_second": self.timing["examples_per_second"],
         }
 
     @property
@@ -117,3 +121,33 @@ class Meter:
             "examples_per_second": self._steps * self._batch_size / max(self._train, 1e-9),
             "input_wait_fraction": min(self._wait / max(self._train, 1e-9), 1.0),
         }
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """What a resumed run needs to go on counting."""
+        sums = {"interval": self._interval.sums, "epoch": self._epoch.sums}
+        return {**self.timing, **sums}
+
+
+class Mean:
+    """Running means of named figures.
+
+    Args:
+      sums: those of an interrupted run, with their `count`.
+    """
+
+    def __init__(self, sums: dict[str, float] | None = None):
+        self.sums = dict(sums or {"count": 0})
+
+    def add(self, figures: dict[str, Any]) -> None:
+        """Takes the figures of one step."""
+        self.sums["count"] += 1
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def take(self) -> dict[str, float]:
+        """The means and the number of steps, and starts again."""
+        count = self.sums.pop("count")
+        means = {name: value / count for name, value in self.sums.items()}
+        self.sums = {"count": 0}
+        return {**means, "steps": int(count)}

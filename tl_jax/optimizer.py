@@ -10,18 +10,25 @@ import optax
 from tl_jax import config as config_lib
 from tl_jax import param_tree
 from tl_jax.config import Config
+from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
 
 
 def make_schedule(config: Config, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then constant, or down to 0 at `total_steps`."""
+    """Learning rate by step: a linear warm-up, then constant, or down to 0 at `total_steps`.
+
+    Raises:
+      UserError: the warm-up is longer than the training.
+    """
     peak = config.optimizer.learning_rate
-    warmup = min(
-        config_lib.steps_of(
-            config.optimizer.warmup, steps_per_epoch=steps_per_epoch, total_steps=total_steps
-        ),
-        total_steps,
+    warmup = config_lib.steps_of(
+        config.optimizer.warmup, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
+    if warmup > total_steps:
+        raise UserError(
+            f"config.optimizer.warmup: {config.optimizer.warmup!r} is {warmup} steps, "
+            f"the whole training {total_steps}"
+        )
     rest = max(total_steps - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
@@ -134,6 +141,7 @@ def describe(config: Config, plan: Plan, optimizer: optax.GradientTransformation
         "blocks": list(plan.blocks),
         "batch_norm": plan.batch_norm,
         "moving_statistics": sorted(plan.statistics),
+        "frozen_statistics": sorted(plan.frozen_statistics),
         "optimizer": config.optimizer.name,
         "learning_rate": config.optimizer.learning_rate,
         "optimizer_state_bytes": total,

@@ -40,7 +40,7 @@ class Pretrained:
       module: the Flax module; see `tl_jax.models.layers.Chain` for the ranges it can run.
       variables: {"params": …} and, where there is BatchNorm, {"batch_stats": …}.
       config: content of config.json, with the labels of the head as it is here.
-      preprocessing: uint8 images → what the network takes.
+      processor: uint8 images → what the network takes; None where the checkpoint does not say.
       checkpoint: the source.
       family: what kind of network it is.
       conversion: what became of every tensor of the source.
@@ -49,10 +49,24 @@ class Pretrained:
     module: Chain
     variables: dict[str, Any] = dataclasses.field(repr=False)
     config: dict[str, Any] = dataclasses.field(repr=False)
-    preprocessing: Preprocessing
+    processor: Preprocessing | None
     checkpoint: Checkpoint = dataclasses.field(repr=False)
     family: Family = dataclasses.field(repr=False)
     conversion: Conversion = dataclasses.field(repr=False)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Uint8 images → what the network takes.
+
+        Raises:
+          UserError: the checkpoint has no preprocessor_config.json.
+        """
+        if self.processor is None:
+            raise UserError(
+                f"{self.checkpoint.source} holds no {PROCESSOR}, so nothing says how images are "
+                "resized and normalised for it: put one beside its config.json"
+            )
+        return self.processor
 
     @property
     def chain(self) -> tuple[BlockSpec, ...]:
@@ -149,9 +163,11 @@ def load_pretrained(
     if conversion.ignored:
         log.info("%s: not used: %s", checkpoint.source, ", ".join(conversion.ignored))
     channels = family.example_shape(config)[-1]
-    preprocessing = Preprocessing.from_processor(
-        checkpoint.processor or {}, channels, image_size, model_type=family.model_type
-    )
+    preprocessing = None
+    if checkpoint.processor is not None:
+        preprocessing = Preprocessing.from_processor(
+            checkpoint.processor, channels, image_size, model_type=family.model_type
+        )
     return Pretrained(module, variables, config, preprocessing, checkpoint, family, conversion)
 
 
@@ -187,7 +203,8 @@ def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike[str]) -> N
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write(target / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-        _write(target / PROCESSOR, _json(pretrained.preprocessing.to_processor()))
+        if pretrained.processor is not None:
+            _write(target / PROCESSOR, _json(pretrained.processor.to_processor()))
         _write(target / CONFIG, _json(config))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -41,14 +41,22 @@ def facts(job: Job, plan: Mapping[str, Any], certificate: Mapping[str, Any]) -> 
             "batch_norm": job.plan.batch_norm,
             "certificate": dict(certificate),
         },
+        **{name: value for name, value in identity(job).items() if name != "trunk"},
+        "optimizer_state_bytes": plan["optimizer_state_bytes"],
+        "environment": environment(),
+    }
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What names the trunk, the data and the configuration."""
+    return {
+        "trunk": trunk(job),
         "data": {
             "source": job.config.data.source,
             "classes": len(job.class_names),
             "examples": {role: len(split) for role, split in job.examples.items()},
             "fingerprint": {role: split.fingerprint for role, split in job.examples.items()},
         },
-        "optimizer_state_bytes": plan["optimizer_state_bytes"],
-        "environment": environment(),
         "config_hash": config_lib.config_hash(job.config),
     }
 
@@ -171,6 +179,14 @@ def _export(workdir: WorkDir, trained: Pretrained, card: str) -> None:
     side.rename(target)
 
 
+def _public(source: str) -> str:
+    """A source as others may read it: of a local folder its last name."""
+    kind, colon, path = source.rpartition(":")
+    if Path(path).expanduser().exists() or path.startswith(("/", ".", "~")):
+        path = Path(path).name
+    return f"{kind}{colon}{path}"
+
+
 def command() -> str:
     """The command line of this process, as it can be typed again."""
     return shlex.join(["python", *sys.argv])
@@ -179,8 +195,9 @@ def command() -> str:
 def _card(job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
     config = job.config
     return {
-        **{name: summary["model"][name] for name in ("source", "revision", "family", "parameters")},
-        "data_source": config.data.source,
+        **{name: summary["model"][name] for name in ("revision", "family", "parameters")},
+        "source": _public(summary["model"]["source"]),
+        "data_source": _public(config.data.source),
         "splits": {role: split.split for role, split in job.examples.items()},
         "class_names": job.class_names,
         "strategy": job.plan.strategy,

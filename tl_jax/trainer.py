@@ -1,5 +1,6 @@
 """A run, from its configuration to its results: read it from top to bottom."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from tl_jax.workdir import MetricsLog, WorkDir
 
 def plan(config: Config, path: Any) -> dict[str, Any]:
     """Resolves, prints and writes the plan (beside no other run's); nothing is trained."""
+    parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     description = job_lib.prepare(config).describe_plan()
     display.console.print(display.plan_table(description))
     workdir = WorkDir(path)
@@ -51,19 +53,20 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     started = time.perf_counter()
     workdir = WorkDir(path)
     workdir.claim(config)
-    if finished := workdir.read_json("summary.json"):
+    finished = workdir.read_json("summary.json")
+    if finished and (workdir.path / "export").exists():
         display.console.print(f"{workdir.path} holds this run, finished:")
         return _judged(finished)
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     workdir.check_writable()
+    with workdir.lock() if parallel.is_first() else contextlib.nullcontext():
+        return _judged(_train(config, workdir, started))
 
+
+def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     job = job_lib.prepare(config)
     description = job.describe_plan()
     display.console.print(display.plan_table(description))
-    if parallel.is_first():
-        workdir.write_json("plan.json", description)
-        workdir.write_json("config.json", config_lib.to_dict(config))
-
     cost = step_cost(job)
     before = freezing.fingerprint(job.plan, job.pretrained.variables)
     devices = DataParallel(config.parallel)
@@ -76,6 +79,10 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         return evaluate_split(job, devices, eval_step, variables, split)
 
     with Checkpoints(workdir.path / "checkpoints") as checkpoints:
+        _check_same_run(results.identity(job), checkpoints)
+        if parallel.is_first():
+            workdir.write_json("plan.json", description)
+            workdir.write_json("config.json", config_lib.to_dict(config))
         log, meter = _fit(job, workdir, checkpoints, devices, initial, frozen, evaluate, started)
         best, _ = checkpoints.restore(checkpoints.best, like=initial)
     state = devices.replicate(best)
@@ -97,7 +104,7 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     if parallel.is_first():
         trained = dataclasses.replace(job.pretrained, variables=variables)
         results.write(workdir, job, trained, log.records, evaluations, summary)
-    return _judged(summary)
+    return summary
 
 
 def _fit(
@@ -113,10 +120,10 @@ def _fit(
     """Trains to the last step, from the newest checkpoint if there is one."""
     config = job.config
     batches = _training_batches(job)
-    spent: dict[str, float] = {}
+    spent: dict[str, Any] = {}
     if checkpoints.last is not None:
         state, position = checkpoints.restore(checkpoints.last, like=state)
-        _check_same_trunk(job, position)
+        display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
         state = devices.replicate(state)
         batches.set_state(position["input"])
         spent = position["timing"]
@@ -131,11 +138,10 @@ def _fit(
         Profile(workdir, first, config.logging.profile_steps) as profile,
     ):
 
-        def record(step: int, figures: Mapping[str, Any] | None, split: str) -> None:
-            if figures is not None:
-                epoch = step / job.steps_per_epoch
-                log.write({"step": step, "epoch": epoch, "split": split, **figures})
-                bar.show(step, figures, split)
+        def record(step: int, split: str, figures: Mapping[str, Any]) -> None:
+            epoch = step / job.steps_per_epoch
+            log.write({"step": step, "epoch": epoch, "split": split, **figures})
+            bar.show(step, figures, split)
 
         for step in range(first + 1, job.total_steps + 1):
             profile.before(step)
@@ -144,17 +150,21 @@ def _fit(
             meter.add(step, metrics)
             epoch_ends = step % job.steps_per_epoch == 0
             save = epoch_ends or (save_every is not None and step % save_every == 0)
-            if save or step % config.logging.every_steps == 0:
+            logs = step % config.logging.every_steps == 0
+            if save or logs:
                 try:  # before a checkpoint, so that none holds what is not finite
-                    figures = meter.read()
+                    meter.read()
                 except RunFailed as error:
                     raise RunFailed(f"{error}; {_last_good(checkpoints)}") from None
-                record(step, figures, "train")
+            if logs:
+                record(step, "train", meter.interval(step))
+            if epoch_ends:
+                record(step, "epoch", meter.epoch(step))
             accuracy = None
             if epoch_ends and "validation" in job.examples:
                 validation = meter.aside(evaluate, state, "validation").summary()
                 accuracy = validation["accuracy"]
-                record(step, validation, "validation")
+                record(step, "validation", validation)
             if epoch_ends:
                 bar.end_epoch(step)
             if save:
@@ -162,8 +172,8 @@ def _fit(
                     raise RunFailed(f"the devices differ at step {step}: a bug, please report it")
                 position = {
                     "input": batches.get_state(),
-                    "timing": meter.timing,
-                    "trunk": results.trunk(job),
+                    "timing": meter.position,
+                    **results.identity(job),
                     "plan": {path: group.name for path, group in job.plan.groups.items()},
                 }
                 meter.aside(checkpoints.save, state, position, accuracy)
@@ -289,13 +299,22 @@ def _compile_eval_step(job: Job, devices: DataParallel) -> Callable:
     return devices.compile(step, arguments=1, donate=False)
 
 
-def _check_same_trunk(job: Job, position: Mapping[str, Any]) -> None:
-    then, now = position["trunk"], results.trunk(job)
-    if then["sha256"] != now["sha256"]:
+def _check_same_run(now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+    """A checkpoint goes on only with the weights, data and configuration that it was made with."""
+    if checkpoints.last is None:
+        return
+    then = checkpoints.position(checkpoints.last)
+    different = []
+    if then["trunk"]["sha256"] != now["trunk"]["sha256"]:
+        different.append(f"the weights of {now['trunk']['source']}")
+    if then["data"] != now["data"]:
+        different.append("the data")
+    if then["config_hash"] != now["config_hash"]:
+        different.append("the configuration")
+    if different:
         raise UserError(
-            f"the weights of {now['source']} are not those that this run was started with "
-            f"(sha256 {then['sha256'][:16]}… then, {now['sha256'][:16]}… now). "
-            "Bring them back, or give another --workdir."
+            f"not as this run was started with, by the hashes in {checkpoints.folder}: "
+            f"{', '.join(different)}. Bring them back, or give another --workdir."
         )
 
 

@@ -1,8 +1,10 @@
 """The files of a work directory, on any path that epath knows."""
 
+import contextlib
+import fcntl
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -45,6 +47,25 @@ class WorkDir:
         side = target.parent / f".{target.name}.part"
         side.write_bytes(content)
         side.replace(target)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes of this machine out until this one leaves or ends, however it ends.
+
+        Raises:
+          UserError: another process trains here.
+        """
+        if "://" in str(self.path):
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is training in {self.path}; give another --workdir"
+                ) from None
+            yield
 
     def check_writable(self) -> None:
         """Fails now rather than after an hour of training.

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from tl_jax.errors import UserError
 from tl_jax.models.layers import Chain
 
@@ -123,8 +125,8 @@ def pair(value: Any) -> tuple[int, int]:
     return (value[0], value[1]) if isinstance(value, list | tuple) else (value, value)
 
 
-def check_channels(images: Any, num_channels: int) -> None:
-    """Images are [N, H, W, num_channels].
+def check_images(images: Any, num_channels: int) -> None:
+    """Images are float [N, H, W, num_channels].
 
     Raises:
       UserError: they are not.
@@ -133,4 +135,8 @@ def check_channels(images: Any, num_channels: int) -> None:
         raise UserError(
             f"the network takes images [N, H, W, {num_channels}] (channels last), "
             f"got {list(images.shape)}"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            f"the network takes preprocessed images, got {images.dtype}: preprocess first"
         )

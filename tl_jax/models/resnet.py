@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_channels
+from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_images
 from tl_jax.models.layers import ACTIVATIONS, Block, Chain, head_block
 
 REDUCTION = 4  # a bottleneck's inner width is its outer one over this
@@ -88,7 +88,7 @@ class Embedder(nn.Module):
         self, x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False
     ) -> jax.Array:
         """x [N, H, W, C] → [N, ceil(H/4), ceil(W/4), embedding_size]."""
-        check_channels(x, self.options.num_channels)
+        check_images(x, self.options.num_channels)
         x = self.embedder(x.astype(self.dtype), batch_norm)
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 

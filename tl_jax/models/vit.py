@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl_jax.errors import UserError
-from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_channels, pair
+from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_images, pair
 from tl_jax.models.layers import ACTIVATIONS, Block, Chain, Dropout, bicubic_matrix, head_block
 
 DEFAULTS: dict[str, Any] = {
@@ -101,7 +101,7 @@ class Embeddings(nn.Module):
         self, x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False
     ) -> jax.Array:
         """x [N, H, W, C] → [N, 1 + patches, hidden_size]."""
-        check_channels(x, self.options.num_channels)
+        check_images(x, self.options.num_channels)
         if x.shape[1] < self.options.patch_size[0] or x.shape[2] < self.options.patch_size[1]:
             raise UserError(
                 f"images of {x.shape[1]}×{x.shape[2]} are smaller than one patch of "
