@@ -67,8 +67,8 @@ def _batch_norm(plan: Mapping[str, Any]) -> str:
         line += "No block that trains has BatchNorm: freeze.batch_norm=batch changes nothing.\n"
     if plan["trunk"] == "random" and not moving:
         line += (
-            "Mind that random weights run on statistics that were never measured: a weak control\n"
-            "(from_scratch is a fairer one with freeze.batch_norm=batch).\n"
+            "Random weights run on statistics that nobody measured: a weak control\n"
+            "(for from_scratch, freeze.batch_norm=batch is a fairer one).\n"
         )
     return line
 

@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+from absl import logging as absl_logging
 
 from tl_jax import config as config_lib
 from tl_jax import freezing
@@ -32,7 +33,8 @@ _DISK_ERRORS = {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for a user's error."""
-    logging.set_verbosity(logging.FATAL)  # Orbax's remarks: what it fails at, it raises, too
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax fails at, it raises, too
     try:
         flags, overrides = _parse(arguments)
         _run(flags, overrides)
