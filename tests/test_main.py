@@ -90,7 +90,7 @@ def test_later_overrides_win_and_take_every_type(config, tmp_path):
         "train.gradient_clip_norm": ("2", 2.0),
         "data.splits.validation": ("None", None),
         "data.skip_unreadable": ("true", True),
-        "optimizer.warmup": ("2 epochs", "2 epochs"),
+        "optimizer.warmup": ("1 epochs", "1 epochs"),
         "train.epochs": ("1", 1),
     }
     words = [f"--config.{name}={text}" for name, (text, _) in overrides.items()]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tl_jax import freezing, load_pretrained, optimizer, param_tree
+from tl_jax.errors import UserError
 
 SCHEDULE = dict(steps_per_epoch=10, total_steps=100)
 
@@ -118,3 +119,9 @@ def test_description_names_every_leaf(digits_config, resnet):
     totals = optimizer.leaf_totals(described["leaves"])
     assert totals["trainable"] == 330
     assert totals["total"] == param_tree.size(jax.tree.leaves(resnet.variables["params"]))
+
+
+def test_a_warm_up_longer_than_the_training_is_refused(digits_config):
+    config = digits_config("vit_plain", **{"optimizer.warmup": "11 epochs"})
+    with pytest.raises(UserError, match="'11 epochs' is 110 steps, the whole training 100"):
+        optimizer.make_schedule(config, **SCHEDULE)

@@ -307,3 +307,21 @@ def test_real_checkpoints(name, tmp_path):
         if not name.startswith("classifier"):
             assert export.pop(name).tobytes() == value.tobytes(), key
     assert {value.shape[0] for value in export.values()} == {10}
+
+
+def test_without_a_processor_the_network_works_and_its_preprocessing_says_so(tmp_path):
+    source = write("vit_plain", tmp_path / "source")
+    (tmp_path / "source" / "preprocessor_config.json").unlink()
+    net = load_pretrained(source)
+    assert net.apply(networks.images("vit_plain")).shape == (2, 5)
+    with pytest.raises(UserError, match=r"holds no preprocessor_config\.json"):
+        net.preprocess(np.zeros((1, 8, 8, 3), np.uint8))
+    save_pretrained(net, tmp_path / "export")
+    assert not (tmp_path / "export" / "preprocessor_config.json").exists()
+
+
+def test_raw_bytes_are_not_taken_for_images(tmp_path):
+    for name in ("vit_plain", "resnet_bottleneck"):
+        net = load_pretrained(write(name, tmp_path / name))
+        with pytest.raises(UserError, match="got uint8: preprocess first"):
+            net.apply(np.zeros((1, 32, 32, 3), np.uint8))
