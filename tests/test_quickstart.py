@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from summary_contract import SUMMARY, wrong_fields
 
 from tl_jax import config as config_lib
 from tl_jax import job, param_tree
@@ -21,62 +22,9 @@ TRUNK = ROOT / "quickstart" / "trunk"
 CONFIG = ROOT / "configs" / "quickstart.py"
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
-NUMBER, INTEGER, TEXT, BOOLEAN = float, int, str, bool
-EVALUATION = {"accuracy": NUMBER, "loss": NUMBER, "examples": INTEGER, "accuracy_ci95": list}
-# Every field of summary.json that the contract names.
-SUMMARY = {
-    "model": {
-        "source": TEXT,
-        "revision": type(None),  # a folder has none
-        "family": TEXT,
-        "parameters": {"total": INTEGER, "trainable": INTEGER, "frozen": INTEGER},
-    },
-    "freeze": {
-        "strategy": TEXT,
-        "boundary": INTEGER,
-        "certificate": {
-            "ok": BOOLEAN,
-            "leaves": INTEGER,
-            "sha256_before": TEXT,
-            "sha256_after": TEXT,
-        },
-    },
-    "optimizer_state_bytes": INTEGER,
-    "metrics": {"test": EVALUATION, "validation": EVALUATION},
-    "cost": dict.fromkeys(
-        (
-            "flops_per_step",
-            "flops_minimum",
-            "compile_seconds",
-            "cache_seconds",
-            "train_seconds",
-            "total_seconds",
-            "examples_per_second",
-            "input_wait_fraction",
-        ),
-        NUMBER,
-    ),
-    "environment": {"versions": dict, "devices": dict, "git": (dict, type(None))},
-    "config_hash": TEXT,
-}
-
 
 def load_json(path):
     return json.loads(Path(path).read_text())
-
-
-def wrong_fields(content, schema, where="summary"):
-    """Names of the fields that are missing or of another type."""
-    wrong = []
-    for name, kind in schema.items():
-        here = f"{where}.{name}"
-        if name not in content:
-            wrong.append(f"{here} is missing")
-        elif isinstance(kind, dict):
-            wrong += wrong_fields(content[name], kind, here)
-        elif not isinstance(content[name], kind) or (kind is int and content[name] is True):
-            wrong.append(f"{here} is {content[name]!r}")
-    return wrong
 
 
 def folder_bytes(folder):
