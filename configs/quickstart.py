@@ -2,8 +2,8 @@
 
 Command   python run.py --config configs/quickstart.py
 Hardware  2 CPU cores; needs nothing from outside
-Runtime   59 to 64 s with the control and cold compilation caches while other work kept the same
-          2 cores busy (load 7 to 9); 38 to 41 s of CPU time, so less when they are idle
+Runtime   34 s with the control and cold compilation caches; 59 to 65 s while other work kept the
+          2 cores busy (load 7 to 9)
 Expected  test accuracy 0.931 (0.928 to 0.934 over seeds 0, 1, 2; each ± 0.02 for 500 images),
           the same head on random weights 0.891 (0.884 to 0.900)
 
