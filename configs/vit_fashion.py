@@ -4,8 +4,8 @@ Command   python run.py --config configs/vit_fashion.py
 Hardware  a GPU or TPU, or patience
 Runtime   not yet measured with this network
 Expected  not yet measured with this network; a ViT-S/14 in its place, trained on 9,000 images at
-          224 px: 0.840 to 0.845 on 2,000 test images over 3 seeds; on 5,000 images at 56 px, in 6 min
-          on two CPU cores: 0.843 (docs/experiments.md)
+          224 px: 0.840 to 0.845 on 2,000 test images over 3 seeds; on 5,000 images at 56 px,
+          in 6 min of training on two CPU cores: 0.843 (docs/experiments.md)
 """
 
 from tl_jax.config import default_config
