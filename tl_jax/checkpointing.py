@@ -5,6 +5,7 @@ The last checkpoint is kept, and the best by validation.
 """
 
 import contextlib
+import copy
 import os
 import re
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ class Checkpoints:
     def save(
         self, state: TrainState, position: dict[str, Any], accuracy: float | None = None
     ) -> None:
-        """Writes in the background; the state's buffers may be donated as soon as this returns.
+        """Writes a copy of both in the background: the caller may change or donate them at once.
 
         Args:
           state: replicated over devices.
@@ -83,7 +84,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        host = jax.tree.map(np.asarray, state._asdict())
+        host, position = jax.tree.map(np.array, state._asdict()), copy.deepcopy(position)
         with _disk_errors():
             self._manager.save(
                 step,
