@@ -17,8 +17,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from tl_jax import config as config_lib
-from tl_jax import evaluation, input_pipeline, job
+from tl_jax import config_files, evaluation, input_pipeline, job
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -63,7 +62,7 @@ def main():
     parser.add_argument("--save", help="writes the features there, .npz")
     flags, rest = parser.parse_known_args()
     overrides = [tuple(word.removeprefix("--config.").split("=", 1)) for word in rest]
-    run = job.prepare(config_lib.resolve(config_lib.load_config(flags.config), overrides))
+    run = job.prepare(config_files.resolve(config_files.load_config(flags.config), overrides))
     trunks = {
         "pretrained trunk": run.pretrained.variables,
         "random trunk": job.with_random_trunk(run.pretrained, run.config.seed),

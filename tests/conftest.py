@@ -38,7 +38,7 @@ def network(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits_config(network):
     """`digits_config(name, **fields)`: a short run of a small network on the real digits."""
-    from tl_jax import config
+    from tl_jax import config_files
 
     def resolve(name: str, **fields):
         base = {
@@ -60,6 +60,6 @@ def digits_config(network):
             for key in sections:
                 section = section.setdefault(key, {})
             section[leaf] = value
-        return config.resolve(nested)
+        return config_files.resolve(nested)
 
     return resolve

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from tl_jax import config as config_lib
+from tl_jax import config_files
 from tl_jax.errors import UserError
 
 MINIMAL = {"model": {"pretrained": "a/b"}, "data": {"source": "tfds:digits"}}
@@ -10,12 +11,12 @@ MINIMAL = {"model": {"pretrained": "a/b"}, "data": {"source": "tfds:digits"}}
 
 def message(fields, overrides=()):
     with pytest.raises(UserError) as caught:
-        config_lib.resolve(fields, overrides)
+        config_files.resolve(fields, overrides)
     return str(caught.value)
 
 
 def test_defaults_fill_what_is_left_out():
-    config = config_lib.resolve(MINIMAL)
+    config = config_files.resolve(MINIMAL)
     assert config.model.pretrained == "a/b"
     assert config.optimizer == config_lib.Optimizer()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -23,7 +24,7 @@ def test_defaults_fill_what_is_left_out():
 
 
 def test_overrides_take_the_type_of_the_field():
-    config = config_lib.resolve(
+    config = config_files.resolve(
         MINIMAL,
         [
             ("optimizer.learning_rate", "1e-3"),
@@ -95,24 +96,24 @@ def test_config_files(tmp_path):
         "    config.train.epochs = 7\n"
         "    return config\n"
     )
-    fields = config_lib.load_config(str(file))
+    fields = config_files.load_config(str(file))
     assert fields["train"]["epochs"] == 7
     assert "learning_rat: no such field; did you mean optimizer.learning_rate" in message(fields)
     file.write_text("x = 1\n")
     with pytest.raises(UserError, match="does not define get_config"):
-        config_lib.load_config(str(file))
+        config_files.load_config(str(file))
     file.write_text("def get_config():\n    return 1 / 0\n")
     with pytest.raises(UserError, match="ZeroDivisionError"):
-        config_lib.load_config(str(file))
+        config_files.load_config(str(file))
     file.write_text("def get_config(:\n")
     with pytest.raises(UserError, match="SyntaxError"):
-        config_lib.load_config(str(file))
+        config_files.load_config(str(file))
     with pytest.raises(UserError, match=r"no config file .*there are .*c\.py"):
-        config_lib.load_config(str(tmp_path / "d.py"))
+        config_files.load_config(str(tmp_path / "d.py"))
 
 
 def test_hash_leaves_out_what_does_not_change_the_result():
-    config = config_lib.resolve(MINIMAL)
+    config = config_files.resolve(MINIMAL)
     same = [
         ("parallel", "shard_map"),
         ("data.dir", "/x"),
@@ -122,11 +123,11 @@ def test_hash_leaves_out_what_does_not_change_the_result():
     ]
     other = [("seed", "1"), ("optimizer.learning_rate", "0.2"), ("freeze.k", "2")]
     for override in same:
-        assert config_lib.config_hash(config_lib.resolve(MINIMAL, [override])) == (
+        assert config_lib.config_hash(config_files.resolve(MINIMAL, [override])) == (
             config_lib.config_hash(config)
         )
     for override in other:
-        changed = config_lib.resolve(MINIMAL, [override])
+        changed = config_files.resolve(MINIMAL, [override])
         assert config_lib.config_hash(changed) != config_lib.config_hash(config)
         (line,) = config_lib.differences(changed, config_lib.to_dict(config))
         assert line.startswith(f"config.{override[0]}:")
@@ -134,10 +135,10 @@ def test_hash_leaves_out_what_does_not_change_the_result():
 
 def test_the_options_in_a_file_belong_to_the_strategy_in_the_file():
     fields = {**MINIMAL, "freeze": {"strategy": "top_k", "k": 2, "batch_norm": "batch"}}
-    assert config_lib.resolve(fields, [("seed", "1")]).freeze.k == 2
-    other = config_lib.resolve(fields, [("freeze.strategy", "full")]).freeze
+    assert config_files.resolve(fields, [("seed", "1")]).freeze.k == 2
+    other = config_files.resolve(fields, [("freeze.strategy", "full")]).freeze
     assert (other.strategy, other.k, other.batch_norm) == ("full", None, "batch")
-    kept = config_lib.resolve(fields, [("freeze.strategy", "full"), ("freeze.k", "3")])
+    kept = config_files.resolve(fields, [("freeze.strategy", "full"), ("freeze.k", "3")])
     assert kept.freeze.k == 3
 
 
@@ -148,8 +149,8 @@ def test_abbreviations_and_numbers_that_are_none():
 
 
 def test_a_written_config_is_the_same_config():
-    config = config_lib.resolve(MINIMAL, [("freeze.patterns", "[('a', 'train')]")])
-    assert config_lib.resolve(config_lib.to_dict(config)) == config
+    config = config_files.resolve(MINIMAL, [("freeze.patterns", "[('a', 'train')]")])
+    assert config_files.resolve(config_lib.to_dict(config)) == config
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tl_jax import config as config_lib
-from tl_jax import freezing, models, optimizer, param_tree
+from tl_jax import config_files, freezing, models, optimizer, param_tree
 from tl_jax import train_step as steps
 from tl_jax.preprocessing import Preprocessing
 
@@ -47,7 +46,7 @@ def test_the_configurations_are_there():
 def test_builds(path):
     for word in ("Command", "Hardware", "Runtime", "Expected"):
         assert f"\n{word}" in path.read_text(), f"the header says nothing of {word}"
-    config = config_lib.resolve(config_lib.load_config(str(path)), checks=[freezing.problems])
+    config = config_files.resolve(config_files.load_config(str(path)), checks=[freezing.problems])
     if (
         config.model.pretrained.startswith("/")
         and not pathlib.Path(config.model.pretrained).exists()

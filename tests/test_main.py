@@ -17,7 +17,7 @@ from image_fixtures import write_folder as write_images
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tl_jax import inference, trainer, workdir
+from tl_jax import config_files, inference, trainer, workdir
 from tl_jax.main import main
 
 
@@ -421,7 +421,7 @@ def test_eval_repeats_the_run_s_figures(trained, config, folder, monkeypatch):
 def test_predict_agrees_with_the_evaluation(trained, folder, capsys, config):
     images = folder / "images"
     images.mkdir()
-    job = trainer.job_lib.prepare(trainer.config_lib.resolve(read_json(trained / "config.json")))
+    job = trainer.job_lib.prepare(config_files.resolve(read_json(trained / "config.json")))
     pixels = np.stack([job.examples["test"][i]["image"] for i in range(3)])
     names = []
     for number, image in enumerate(pixels):

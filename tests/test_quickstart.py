@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from summary_contract import SUMMARY, wrong_fields
 
-from tl_jax import config as config_lib
-from tl_jax import job, param_tree
+from tl_jax import config_files, job, param_tree
 from tl_jax.main import main
 from tl_jax.pretrained import load_pretrained
 
@@ -70,7 +69,7 @@ def test_batch_norm_statistics_are_real(trunk):
 
 @pytest.mark.parametrize("name", ["quickstart", "pretrain_quickstart"])
 def test_the_configurations_are_whole(name):
-    config = config_lib.resolve(config_lib.load_config(str(ROOT / "configs" / f"{name}.py")))
+    config = config_files.resolve(config_files.load_config(str(ROOT / "configs" / f"{name}.py")))
     assert Path(config.model.pretrained) == TRUNK
 
 
@@ -81,7 +80,7 @@ def test_the_header_says_command_hardware_runtime_and_result():
 
 
 def test_the_data_are_the_digits():
-    config = config_lib.resolve(config_lib.load_config(str(CONFIG)))
+    config = config_files.resolve(config_files.load_config(str(CONFIG)))
     examples = job.prepare(config).examples
     assert set(examples) == {"train", "validation", "test"}
     assert len(examples["test"]) == 500

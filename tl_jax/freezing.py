@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tl_jax import param_tree
-from tl_jax.config import STRATEGY_OPTIONS, Config, Freeze, nearest
-from tl_jax.errors import UserError
+from tl_jax.config import STRATEGY_OPTIONS, Config, Freeze
+from tl_jax.errors import UserError, nearest
 from tl_jax.models import BlockSpec
 
 

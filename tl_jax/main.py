@@ -12,8 +12,7 @@ from typing import Any
 
 from absl import logging as absl_logging
 
-from tl_jax import config as config_lib
-from tl_jax import freezing
+from tl_jax import config_files, freezing
 from tl_jax.config import Config
 from tl_jax.errors import RunFailed, UserError
 
@@ -100,12 +99,12 @@ def _control(config: Config) -> Config:
 
 def _config(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:
     if flags.config is not None:
-        fields: dict[str, Any] = config_lib.load_config(flags.config)
+        fields: dict[str, Any] = config_files.load_config(flags.config)
     else:
         from tl_jax.workdir import WorkDir
 
         fields = WorkDir(flags.workdir).config()
-    return config_lib.resolve(fields, overrides, checks=[freezing.problems])
+    return config_files.resolve(fields, overrides, checks=[freezing.problems])
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
