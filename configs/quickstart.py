@@ -9,8 +9,8 @@ Expected  test accuracy 0.931 (0.928 to 0.934 over seeds 0, 1, 2; each ± 0.02 f
 
 What the margin depends on: with the best learning rate by validation the control reaches 0.894 to
 0.896 by SGD (pretrained: 0.934 to 0.936) and 0.898 to 0.932 by Adam (0.928 to 0.930). Solved to the
-end by scikit-learn on standardised features it wins, 0.954 to 0.958 against 0.942, and the raw 8 × 8
-pixels reach 0.968: digits as small as these need no network. See docs/experiments.md.
+end by scikit-learn on standardised features it wins, 0.954 to 0.958 against 0.942, and the raw
+8 × 8 pixels reach 0.968: digits as small as these need no network. See docs/experiments.md.
 """
 
 from pathlib import Path
