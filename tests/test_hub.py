@@ -384,6 +384,16 @@ def test_index_without_a_map(tmp_path, index):
         open_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("shard", ["\ud800.safetensors", "a" * 5000 + ".safetensors"])
+def test_index_with_what_is_no_file_name(tmp_path, shard):
+    folder = make_folder(tmp_path / "vit", "")
+    index = {"weight_map": dict.fromkeys(TENSORS, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no file name: '") as caught:
+        open_checkpoint(str(folder))
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+
+
 def test_index_that_names_pickle(tmp_path):
     folder = make_folder(tmp_path / "vit", "pytorch_model.bin")
     index = {"weight_map": {"a": "pytorch_model.bin"}}

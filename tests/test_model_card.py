@@ -21,6 +21,7 @@ def facts(**changes):
         "splits": {"train": "train[:90%]", "validation": None, "test": "test"},
         "class_names": ("Trouser", "Bag", "Coat"),
         "strategy": "linear_probe",
+        "trunk": "pretrained",
         "boundary_block": "head",
         "parameters": {"total": 1_000_000, "trainable": 2_500, "frozen": 997_500},
         "certificate": {
@@ -94,7 +95,7 @@ def test_base_model_is_a_hub_id_or_absent(source, revision, named):
 
 @pytest.mark.parametrize("strategy", ["random_trunk", "from_scratch"])
 def test_a_random_trunk_has_no_base_model(strategy):
-    card = model_card(facts(strategy=strategy))
+    card = model_card(facts(strategy=strategy, trunk="random"))
     assert "base_model" not in front_matter(card)
     assert "its trunk from random weights" in card and "pretrained network" not in card
 

@@ -102,6 +102,24 @@ def test_labels_of_the_config_must_be_those_of_the_head(tmp_path):
         load_pretrained(edit(folder, id2label=None, num_labels=-1))
 
 
+def test_labels_are_written_in_the_order_of_their_numbers(tmp_path):
+    names = [f"class {i}" for i in range(12)]
+    net = load_pretrained(write("vit_plain", tmp_path / "source"), 12, class_names=names)
+    save_pretrained(net, tmp_path / "export")
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert list(config["id2label"].items()) == [(str(i), f"class {i}") for i in range(12)]
+    assert list(config["label2id"].items()) == [(f"class {i}", i) for i in range(12)]
+    assert list(config) == sorted(config)
+
+
+def test_more_blocks_than_tensors_are_refused_before_they_are_traced(tmp_path, monkeypatch):
+    folder = write("resnet_basic", tmp_path)
+    monkeypatch.setattr(tl_jax.models, "variable_shapes", None)
+    edit(folder, hidden_sizes=[999999] * 500, depths=[1] * 500)
+    with pytest.raises(UserError, match=r"describes 501 blocks, but .* holds only \d+ tensors"):
+        load_pretrained(folder, 3)
+
+
 def test_wrong_arguments_are_refused(tmp_path):
     folder = write("vit_plain", tmp_path)
     for wrong in (0, -1, 2.0, True):

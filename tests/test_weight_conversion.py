@@ -186,6 +186,29 @@ def test_bfloat16_files_and_parameters(tmp_path):
     )
 
 
+def test_tensors_that_are_not_finite_are_named(tmp_path, recwarn):
+    write("resnet_basic", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kernels = sorted(key for key in tensors if key.endswith("convolution.weight"))
+    tensors |= {key: tensors[key] * np.float64(1e300) for key in kernels}  # too large for float32
+    variance = "resnet.embedder.embedder.normalization.running_var"
+    tensors[variance][3] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        load(open_checkpoint(str(tmp_path)), 5)
+    named = [f"{key} (as float32)" for key in sorted([*kernels, variance])]
+    listing = f"infinite numbers: {', '.join(named[:5])} and {len(named) - 5} more. "
+    assert str(tmp_path) in str(caught.value) and listing in str(caught.value)
+    assert not recwarn.list
+    # What a new head replaces is not read.
+    write("vit_plain", tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    save_file({**load_file(file), "classifier.bias": np.full(5, np.nan, np.float32)}, file)
+    load(open_checkpoint(str(tmp_path / "vit")), 3, new_head=True)
+    with pytest.raises(UserError, match=r"infinite numbers: classifier.bias \(as float32\)\. "):
+        load(open_checkpoint(str(tmp_path / "vit")), 5)
+
+
 def test_a_flipped_zero_is_a_change(tmp_path):
     write("vit_plain", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, printable
 from tl_jax.tensor_files import TensorReader, read_flax_msgpack, read_safetensors
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+HEAD = "head.safetensors"  # of a head that transformers does not know
+HEAD_FIELD = "tl_jax_head"  # that describes it in config.json
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
 TIMEOUT = 5.0  # seconds to wait for an answer
+_LONGEST = 255  # bytes of a file's name
 PATIENCE = 4.0  # seconds after which a failed request is not tried again
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 Result = TypeVar("Result")
@@ -103,6 +106,11 @@ def _read(source: str, folder: pathlib.Path, revision: str | None) -> Checkpoint
         files, tensors = _read_shards(folder, path)
     else:
         tensors = read_flax_msgpack(path)
+    if HEAD_FIELD in config and HEAD in names:
+        head = read_safetensors(_inside(folder, HEAD))
+        if twice := sorted(head.keys() & tensors.keys()):
+            raise UserError(f"{folder}: {HEAD} and {weights} both hold {', '.join(twice)}.")
+        files, tensors = (*files, folder / HEAD), {**tensors, **head}
     layout: Literal["torch", "flax"] = "flax" if weights == WEIGHTS[2] else "torch"
     return Checkpoint(source, revision, folder, config, processor, tensors, layout, files)
 
@@ -171,6 +179,9 @@ def _shards(index: pathlib.Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         shards.setdefault(shard, set()).add(name)
+    if wrong := [s for s in shards if printable(s) != s or len(s.encode()) > _LONGEST]:
+        names = ", ".join(sorted(f"{shard!r:.80}" for shard in wrong))
+        raise UserError(f"{index} names files by what is no file name: {names}.")
     if wrong := sorted(s for s in shards if not s.endswith(".safetensors") or "\0" in s):
         raise UserError(f"{index} names files that are not safetensors: {', '.join(wrong)}.")
     if wrong := sorted(s for s in shards if pathlib.PurePath(s).name != s or "\\" in s):
@@ -230,8 +241,8 @@ def _from_hub(repo: str, revision: str | None) -> tuple[pathlib.Path, str]:
         weights = choose_weights(names, f"The Hub's {named}")
         folder = fetch(CONFIG, revision).parent  # by name, so that the cache knows the name
         commit = folder.name
-        if PROCESSOR in names:
-            fetch(PROCESSOR, commit)
+        for name in names & {PROCESSOR, HEAD}:
+            fetch(name, commit)
         path = fetch(weights, commit)
         for shard in _shards(path) if weights == WEIGHTS[1] else ():
             fetch(shard, commit)

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tl_jax import freezing
-
 LISTED_CLASSES = 100
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -28,7 +26,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
         test, validation: None or {"accuracy", "accuracy_ci95": (low, high), "loss": nats,
         "examples"}.
         image_size: (H, W) that the network takes. config_image_size: what its config.json says
-        (int, (H, W) or None). channels: of the network's input, 3 when left out.
+        (int, (H, W) or None). channels: of the network's input, 3 when left out. head: fields of a
+        head that transformers' classifier does not have, None when left out.
         command: that makes it again. versions: by name of the package.
     """
     sections = [
@@ -63,7 +62,7 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
         )
     ]
     card = ModelCardData(
-        library_name="transformers",
+        library_name="tl_jax" if facts.get("head") else "transformers",
         pipeline_tag="image-classification",
         tags=["tl_jax", "transfer-learning"],
         base_model=facts["source"] if _is_hub_id(facts) and not _random_trunk(facts) else None,
@@ -81,8 +80,7 @@ def _is_hub_id(facts: Mapping[str, Any]) -> bool:
 
 
 def _random_trunk(facts: Mapping[str, Any]) -> bool:
-    strategy = freezing.STRATEGIES.get(facts["strategy"])
-    return strategy is not None and strategy.trunk == "random"
+    return facts["trunk"] == "random"
 
 
 def _data(facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -174,20 +172,16 @@ def _use(facts: Mapping[str, Any]) -> Iterator[str]:
         )
     mode = "L" if facts.get("channels", 3) == 1 else "RGB"
     option = ", interpolate_pos_encoding=True" if other_size else ""
-    yield "With transformers and PyTorch, in this folder (or give its id on the Hub):"
-    yield _fence(
-        f"""import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained(".")
-model = AutoModelForImageClassification.from_pretrained(".")
-inputs = processor(Image.open("image.png").convert("{mode}"), return_tensors="pt")
-with torch.inference_mode():
-    probabilities = model(**inputs{option}).logits.softmax(-1)[0]
-print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))""",
-        "python",
-    )
+    if head := facts.get("head"):
+        kind, what, blocks = (head[name] for name in ("kind", "input", "last_blocks"))
+        where = "the last block" if blocks == 1 else f"each of the last {blocks} blocks"
+        yield (
+            f"Its head ({_code(kind)} on {_code(what)} of {where}) is none of transformers': "
+            "`tl_jax.load_pretrained` loads all of it, `transformers.AutoModel` the trunk."
+        )
+    else:
+        yield "With transformers and PyTorch, in this folder (or give its id on the Hub):"
+        yield _with_transformers(mode, option)
     yield "With tl_jax:"
     axis = "[None, :, :, None]" if mode == "L" else "[None]"
     yield _fence(
@@ -200,6 +194,22 @@ classifier = tl_jax.load_pretrained(".")
 images = np.asarray(Image.open("image.png").convert("{mode}")){axis}
 logits = classifier.apply(classifier.preprocess(images))
 print(classifier.class_names[int(logits[0].argmax())])""",
+        "python",
+    )
+
+
+def _with_transformers(mode: str, option: str) -> str:
+    return _fence(
+        f"""import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained(".")
+model = AutoModelForImageClassification.from_pretrained(".")
+inputs = processor(Image.open("image.png").convert("{mode}"), return_tensors="pt")
+with torch.inference_mode():
+    probabilities = model(**inputs{option}).logits.softmax(-1)[0]
+print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))""",
         "python",
     )
 

@@ -21,9 +21,10 @@ from etils import epath
 
 from tl_jax import models, weight_conversion
 from tl_jax.errors import UserError
-from tl_jax.hub import CONFIG, PROCESSOR, Checkpoint, open_checkpoint
+from tl_jax.hub import CONFIG, HEAD, HEAD_FIELD, PROCESSOR, Checkpoint, open_checkpoint
+from tl_jax.models import heads
 from tl_jax.models.family import BlockSpec, Family, is_size
-from tl_jax.models.layers import Chain
+from tl_jax.models.layers import Chain, Head
 from tl_jax.preprocessing import Preprocessing
 from tl_jax.weight_conversion import Conversion
 
@@ -85,6 +86,14 @@ class Pretrained:
             return ()
         return tuple(self.config["id2label"][str(i)] for i in range(self.module.num_classes))
 
+    @property
+    def own_head(self) -> dict[str, Any] | None:
+        """The fields of a head that transformers' classifier does not have; None for its own."""
+        head = self.module.head
+        if heads.is_standard(head, self.family):
+            return None
+        return {**dataclasses.asdict(head), "input": heads.seen(head, self.family)}
+
     def apply(self, images: Any, first: int = 0, last: int | None = None) -> jax.Array:
         """Runs blocks[first:last]; by default images float [N, H, W, C] → float32 logits [N, K].
 
@@ -119,6 +128,8 @@ def load_pretrained(
     revision: str | None = None,
     image_size: int | None = None,
     class_names: Sequence[str] | None = None,
+    head: Head | None = None,
+    seed: int = 0,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     precision: str = "float32",
@@ -127,12 +138,14 @@ def load_pretrained(
 
     Args:
       id_or_folder: a Hub id, or a folder with config.json, weights and preprocessor_config.json.
-      num_classes: puts a new head of float32 zeros with so many outputs in the place of the
-        checkpoint's; None keeps it. Without one in the file, `features` works and `apply` says so.
+      num_classes: puts a new float32 head with so many outputs in the place of the checkpoint's;
+        None keeps it. Without one in the file, `features` works and `apply` says so.
       revision: branch, tag or commit of a Hub id.
       image_size: resize straight to image_size × image_size pixels; None does what the checkpoint's
         image processor says.
       class_names: a name for each class of the new head.
+      head: what the new head is and sees; None is transformers' own, linear, of zeros.
+      seed: of what is random in it.
       dtype: what the trunk computes in, float32 or bfloat16; the head computes in float32.
       precision: of products of float32 numbers: "float32", or "tensorfloat32", faster on a GPU.
       param_dtype: dtype of the parameters read from the file; running statistics stay float32.
@@ -145,21 +158,28 @@ def load_pretrained(
     labels: list[str] | None = None
     if num_classes is not None:
         labels = _new_labels(num_classes, class_names)
-    elif class_names is not None:
-        raise UserError("class_names goes with a new head: give num_classes, too")
+    elif class_names is not None or head is not None:
+        name = "head" if class_names is None else "class_names"
+        raise UserError(f"{name} goes with a new head: give num_classes, too")
     elif weight_conversion.has_head(checkpoint, family):
         labels = _stored_labels(checkpoint)
-    config = dict(checkpoint.config)
+    new = num_classes is not None
+    head = _head(head, checkpoint, family) if new else _stored_head(checkpoint, family)
+    config = {key: value for key, value in checkpoint.config.items() if key != HEAD_FIELD}
     if labels is not None:
         config.pop("num_labels", None)
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
+    _check_depth(checkpoint, family, config)
     module = family.module(config, None if labels is None else len(labels), jnp.dtype(dtype))
-    module = module.clone(precision=precision)
+    module = module.clone(precision=precision, head=head)
     template = models.variable_shapes(module, family.example_shape(config))
     variables, conversion = weight_conversion.load(
-        checkpoint, family, template, jnp.dtype(param_dtype), num_classes is not None
+        checkpoint, family, template, jnp.dtype(param_dtype), new
     )
+    if new:
+        params = variables["params"]
+        params[family.head] = heads.initial(head, params[family.head], seed)
     if conversion.ignored:
         log.info("%s: not used: %s", checkpoint.source, ", ".join(conversion.ignored))
     channels = family.example_shape(config)[-1]
@@ -174,9 +194,10 @@ def load_pretrained(
 def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike[str]) -> None:
     """Writes config.json, model.safetensors and preprocessor_config.json, each whole or not at all.
 
-    The folder is one of transformers' `…ForImageClassification`, in PyTorch's layout. Tensors that
-    are bit for bit as loaded keep the bytes and dtype of the source; the head and what has changed
-    is float32.
+    The folder is one of transformers' `…ForImageClassification`, in PyTorch's layout. Where that
+    class has no such head, it is one of the base model with the head beside it, in
+    head.safetensors, and `tl_jax_head` in config.json. Tensors that are bit for bit as loaded keep
+    the bytes and dtype of the source; the head and what has changed is float32.
 
     Args:
       pretrained: what to write; `dataclasses.replace(pretrained, variables=…)` after training.
@@ -195,19 +216,37 @@ def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike[str]) -> N
     )
     tensors = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
     config = {key: value for key, value in pretrained.config.items() if key != "torch_dtype"}
-    config["architectures"] = [pretrained.family.architecture]
+    architecture, files = pretrained.family.architecture, {WEIGHTS: tensors}
+    if pretrained.own_head is not None:
+        # transformers' classifier would take such tensors for those of its own linear layer.
+        architecture = architecture.replace("ForImageClassification", "Model")
+        own = [key for key in tensors if key.startswith(f"{pretrained.family.head_key}.")]
+        files[HEAD] = {key: tensors.pop(key) for key in own}
+        config[HEAD_FIELD] = pretrained.own_head
+    config["architectures"] = [architecture]
     config["num_labels"] = pretrained.module.num_classes
     # A half-precision dtype here would make transformers round the float32 head.
     config["dtype"] = "float32"
     target = epath.Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write(target / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+        for name, content in files.items():
+            _write(target / name, safetensors.numpy.save(content, metadata={"format": "pt"}))
         if pretrained.processor is not None:
             _write(target / PROCESSOR, _json(pretrained.processor.to_processor()))
         _write(target / CONFIG, _json(config))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _check_depth(checkpoint: Checkpoint, family: Family, config: dict[str, Any]) -> None:
+    """Every block but the head needs a tensor; tracing a network of too many takes minutes."""
+    blocks = sum(bool(block.prefixes) for block in family.chain(config)[:-1])
+    if blocks > len(checkpoint.tensors):
+        raise UserError(
+            f"{checkpoint.source}: config.json describes {blocks} blocks, but {checkpoint.folder} "
+            f"holds only {len(checkpoint.tensors)} tensors: they do not belong together"
+        )
 
 
 def _new_labels(num_classes: int, class_names: Sequence[str] | None) -> list[str]:
@@ -244,8 +283,26 @@ def _stored_labels(checkpoint: Checkpoint) -> list[str]:
     return [stored[name] for name in names]
 
 
+def _head(head: Head | None, checkpoint: Checkpoint, family: Family) -> Head:
+    """A head that was asked for, fit for the network."""
+    fields = dataclasses.asdict(head or Head())
+    return heads.checked(fields, family, checkpoint.config, f"{checkpoint.source}: the head")
+
+
+def _stored_head(checkpoint: Checkpoint, family: Family) -> Head:
+    """What config.json says of the head in the file."""
+    fields = checkpoint.config.get(HEAD_FIELD, {})
+    name = f"{checkpoint.source}: {HEAD_FIELD} in config.json"
+    if not isinstance(fields, dict):
+        raise UserError(f"{name} must be an object, is {fields!r:.80}")
+    if fields and not weight_conversion.has_head(checkpoint, family):
+        raise UserError(f"{name} describes a head, and there is no {HEAD} with one beside it")
+    return heads.checked(fields, family, checkpoint.config, name)
+
+
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    # Sorted on top only: labels stay in the order of their numbers.
+    return (json.dumps(dict(sorted(content.items())), indent=2) + "\n").encode()
 
 
 def _write(path: epath.Path, content: bytes) -> None:

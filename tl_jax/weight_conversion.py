@@ -30,6 +30,7 @@ TORCH_NAMES = {name: "weight" for name in WEIGHT_NAMES} | {
 }
 COUNTER = "num_batches_tracked"
 ALIGNMENT = 64  # bytes
+NAMED = 5  # tensors that an error names at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def load(
 
     Raises:
       UserError: tensors are missing, unexpected, there twice, or of a wrong shape or kind; it lists
-        all of them.
+        all of them. Or some are not finite, in the file or in the dtype they are read to.
     """
     shapes = param_tree.flatten(template)
     conversion, problems = _match(checkpoint, family, shapes, new_head)
@@ -106,13 +107,23 @@ def load(
             f"{checkpoint.source}: the tensors in {checkpoint.folder} are not those of the "
             f"{family.architecture} that its config.json describes:{lines}"
         )
-    leaves = {}
+    leaves, broken = {}, []
     for path, shape in shapes.items():
         if path in conversion.sources:
+            key = conversion.sources[path]
             dtype = np.float32 if path.startswith("batch_stats/") else param_dtype
-            leaves[path] = jax.device_put(_leaf(checkpoint, conversion.sources[path], path, dtype))
+            leaf = _leaf(checkpoint, key, path, dtype)
+            if not np.isfinite(leaf).all():
+                broken.append(f"{key} (as {leaf.dtype})")
+            leaves[path] = jax.device_put(leaf)
         else:
             leaves[path] = jnp.zeros(shape.shape, jnp.float32)
+    if broken:
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise UserError(
+            f"{checkpoint.source}: tensors in {checkpoint.folder} hold NaN or infinite numbers: "
+            f"{', '.join(sorted(broken)[:NAMED])}{more}. Use weights that are sound."
+        )
     return param_tree.unflatten(leaves), conversion
 
 
@@ -185,8 +196,8 @@ def _match(
     head = f"params/{family.head}/"
     for path in shapes.keys() - sources.keys():
         if new_head and path.startswith(head):
-            leaf = path.removeprefix(head)
-            keys[path] = f"{family.head_key}.{TORCH_NAMES.get(leaf, leaf)}"
+            *names, leaf = path.removeprefix(head).split("/")
+            keys[path] = ".".join([family.head_key, *names, TORCH_NAMES.get(leaf, leaf)])
         else:
             problems.append(f"missing: {path.partition('/')[2]}")
     for path, name in keys.items():
@@ -225,7 +236,8 @@ def _leaf(checkpoint: Checkpoint, key: str, path: str, dtype: Any) -> np.ndarray
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     leaf = buffer[start : start + size].view(dtype).reshape(array.shape)
-    leaf[...] = array
+    with np.errstate(over="ignore", invalid="ignore"):  # `load` looks at what came of it
+        leaf[...] = array
     return leaf
 
 

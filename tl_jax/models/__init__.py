@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from tl_jax.errors import UserError
 from tl_jax.models import resnet, vit
 from tl_jax.models.family import BlockSpec, Family
-from tl_jax.models.layers import Chain
+from tl_jax.models.layers import Chain, Head
 
-__all__ = ["FAMILIES", "BlockSpec", "Chain", "Family", "family_of", "variable_shapes"]
+__all__ = ["FAMILIES", "BlockSpec", "Chain", "Family", "Head", "family_of", "variable_shapes"]
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (resnet.FAMILY, vit.FAMILY)}
 

@@ -33,10 +33,13 @@ class Family:
 
     Attributes:
       model_type: the config's word for it.
-      architecture: the transformers class of the classifier.
+      architecture: the transformers class of the classifier, `…ForImageClassification`.
       prefix: what the classifier's keys have in front of the base model's.
       head: parameter path of the head's module, e.g. `classifier_1`.
       head_key: the same in the file, e.g. `classifier.1`.
+      inputs: what a head may see of a block, as `Head.input` says it; the classifier's own first.
+      kinds: (pattern, word of `strategies.KINDS`) pairs for the paths of parameters; what a block
+        or a leaf's name says already (stem, head, bias) is left out.
       ignored: keys (with everything under them) that a classifier has no use for.
       renames: (pattern, replacement) pairs that bring other spellings of a key to the usual one.
       module: `(config, num_classes | None, dtype, axis_name) -> Chain`; None builds no head.
@@ -50,10 +53,12 @@ class Family:
     prefix: str
     head: str
     head_key: str
+    inputs: tuple[str, ...]
     module: Callable[..., Chain]
     chain: Callable[[Mapping[str, Any]], tuple[BlockSpec, ...]]
     problems: Callable[[Mapping[str, Any]], list[str]]
     example_shape: Callable[[Mapping[str, Any]], tuple[int, int, int, int]]
+    kinds: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
 

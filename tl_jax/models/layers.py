@@ -1,5 +1,6 @@
 """What the families share: activations by transformers' names, dropout, resampling, the chain."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-
-from tl_jax.errors import UserError
 
 Block = Callable[..., Any]
 
@@ -54,27 +53,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask belongs to the example, not to its place in the batch.
-
-    The mask of example n is drawn from `fold_in(keys[n], crc32(path of this layer))`, so that it is
-    the same however the batch is split over devices (https://arxiv.org/abs/1207.0580 for dropout).
-    """
+    """Dropout as `drop` does it, by the path of this layer."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         """x [N, …], keys [N] typed PRNG keys or None (deterministic) → [N, …]."""
-        if keys is None or self.rate == 0.0:
-            return x
-        layer = zlib.crc32("/".join(self.path).encode())
+        return drop(x, keys, self.rate, "/".join(self.path))
 
-        def mask(key: jax.Array) -> jax.Array:
-            return jax.random.bernoulli(
-                jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]
-            )
 
-        return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), jnp.zeros_like(x))
+def drop(x: jax.Array, keys: jax.Array | None, rate: float, layer: str) -> jax.Array:
+    """Dropout whose mask belongs to the example, not to its place in the batch.
+
+    The mask of example n is drawn from `fold_in(keys[n], crc32(layer))`, so that it is the same
+    however the batch is split over devices (https://arxiv.org/abs/1207.0580 for dropout).
+
+    Args:
+      x: [N, …].
+      keys: a typed PRNG key an example [N]; None switches it off.
+      rate: share of the elements that become zero; the others are divided by 1 - rate.
+      layer: name that no other layer has.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    number = zlib.crc32(layer.encode())
+
+    def mask(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(mask)(keys), x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
@@ -96,6 +104,29 @@ def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What makes logits of the trunk's features; `tl_jax.models.heads` builds it.
+
+    Attributes:
+      kind: "linear", or "mlp" with one hidden layer and GELU.
+      hidden: width of an MLP's hidden layer; None: as wide as its input.
+      init: of a new head's output layer: "zeros", or "normal" with variance 1 / fan-in (LeCun).
+      dropout: rate on what enters the head, in training.
+      input: what it sees of a block's output: "cls", the class token; "pooled", the mean over
+        positions or patches; "cls+mean", the class token and, of the last block, the mean over
+        patches, too (as DINOv2's evaluation does); "default", the family's own.
+      last_blocks: it sees that of so many of the trunk's last blocks, concatenated.
+    """
+
+    kind: str = "linear"
+    hidden: int | None = None
+    init: str = "zeros"
+    dropout: float = 0.0
+    input: str = "default"
+    last_blocks: int = 1
+
+
 class Chain(nn.Module):
     """A network as a chain of blocks, any contiguous range of which can be run.
 
@@ -107,6 +138,7 @@ class Chain(nn.Module):
       precision: of float32 matrix products and convolutions, a name of
         `jax.default_matmul_precision`. Accelerators round their operands to 10 bits and fewer
         unless it is "float32"; "tensorfloat32" is faster on a GPU and errs by about 1e-3.
+      head: what kind of head, and what it sees.
     """
 
     options: Any
@@ -114,6 +146,7 @@ class Chain(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     precision: str = "float32"
+    head: Head = Head()
 
     def blocks(self) -> Sequence[Block]:
         """The blocks in order, the head last; each takes `(x, keys=…, batch_norm=…)`."""
@@ -133,14 +166,15 @@ class Chain(nn.Module):
         Args:
           x: what block `first` takes; images float [N, H, W, C] for the first one.
           first: start of the range, as in a Python slice.
-          last: end of the range; None runs the head too, -1 gives what the head sees, [N, C].
+          last: end of the range; None runs the head too, -1 gives what the head sees, [N, D].
           training: indices of the blocks whose dropout is active.
           batch_norm: indices of the blocks whose BatchNorm uses the batch's statistics and updates
             the running ones (apply with `mutable=["batch_stats"]`); all others use the stored ones.
           keys: one typed PRNG key an example, [N]; None switches every dropout off.
 
         Returns:
-          What the last of these blocks gives: float32 logits [N, classes] after the head.
+          What the last of these blocks gives: float32 logits [N, classes] after the head. Where
+          the head sees several blocks, it is from the second of them on a tuple of their outputs.
 
         Raises:
           UserError: the images have another number of channels, or there is no head to run.
@@ -152,17 +186,3 @@ class Chain(nn.Module):
                     x, keys=keys if index in training else None, batch_norm=index in batch_norm
                 )
         return x
-
-
-def head_block(dense: nn.Module | None) -> Block:
-    """The head as a block; without a dense layer it can only say that there is none."""
-
-    def run(x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False) -> jax.Array:
-        if dense is None:
-            raise UserError(
-                "this checkpoint has no classification head: ask for one with num_classes=N, "
-                "or take what it would see with .features (last=-1)"
-            )
-        return dense(x.astype(jnp.float32))
-
-    return run

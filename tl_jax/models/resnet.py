@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from tl_jax.models import heads
 from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_images
-from tl_jax.models.layers import ACTIVATIONS, Block, Chain, head_block
+from tl_jax.models.layers import ACTIVATIONS, Block, Chain
 
 REDUCTION = 4  # a bottleneck's inner width is its outer one over this
 
@@ -182,7 +183,7 @@ class Trunk(nn.Module):
 
 
 class ResNet(Chain):
-    """Stem, residual blocks, mean over positions, linear head."""
+    """Stem, residual blocks, mean over positions, head."""
 
     options: Options
 
@@ -190,16 +191,20 @@ class ResNet(Chain):
         """`resnet` and `classifier_1`."""
         self.resnet = Trunk(self.options, self.dtype, self.axis_name)
         # In the checkpoint the head is a Sequential of a flattening and a linear layer.
-        dense = None if self.num_classes is None else nn.Dense(self.num_classes)
-        self.classifier = [None, dense]
+        self.classifier = [None, heads.layer(self.head, self.num_classes)]
 
     def blocks(self) -> Sequence[Block]:
         """See `chain`."""
         residual = [layer for stage in self.resnet.encoder.stages for layer in stage.layers]
-        return [self.resnet.embedder, *residual, mean_pool, head_block(self.classifier[1])]
+        return [
+            self.resnet.embedder,
+            *heads.tapped(residual, self.head.last_blocks),
+            heads.seeing(mean_pool),
+            heads.block(self.head, self.classifier[1]),
+        ]
 
 
-def mean_pool(x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False) -> jax.Array:
+def mean_pool(x: jax.Array) -> jax.Array:
     """x [N, H, W, C] → float32 [N, C], the mean over positions."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
@@ -260,6 +265,8 @@ FAMILY = Family(
     chain=chain,
     problems=problems,
     example_shape=lambda config: (1, 32, 32, config.get("num_channels", DEFAULTS["num_channels"])),
+    inputs=("pooled",),
+    kinds=((r"/normalization/", "norm"), (r"/convolution/", "convolution")),
     # Flax files of basic blocks: the list within the list got its name from Linen.
     renames=((r"\.layer\.layer_(\d+)\.", r".layer.\1."),),
 )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl_jax.errors import UserError
+from tl_jax.models import heads
 from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_images, pair
-from tl_jax.models.layers import ACTIVATIONS, Block, Chain, Dropout, bicubic_matrix, head_block
+from tl_jax.models.layers import ACTIVATIONS, Block, Chain, Dropout, bicubic_matrix
 
 DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -237,25 +238,34 @@ class Trunk(nn.Module):
 
 
 class ViT(Chain):
-    """Embeddings, encoder layers, normalised class token, linear head."""
+    """Embeddings, encoder layers, normalised tokens, head."""
 
     options: Options
 
     def setup(self) -> None:
         """`vit` and `classifier`."""
         self.vit = Trunk(self.options, self.dtype)
-        self.classifier = None if self.num_classes is None else nn.Dense(self.num_classes)
+        self.classifier = heads.layer(self.head, self.num_classes)
 
-    def class_token(
-        self, x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False
-    ) -> jax.Array:
-        """x [N, T, D] → float32 [N, D], the normalised class token."""
+    def class_token(self, x: jax.Array) -> jax.Array:
+        """x [N, T, D] → float32 [N, D], the class token after the final norm."""
         return self.vit.layernorm(x[:, 0])
+
+    def mean_patch(self, x: jax.Array) -> jax.Array:
+        """x [N, T, D] → float32 [N, D], the mean of the patches after the final norm."""
+        return self.vit.layernorm(x[:, 1:]).mean(axis=1)
 
     def blocks(self) -> Sequence[Block]:
         """See `chain`."""
-        layers = self.vit.encoder.layer
-        return [self.vit.embeddings, *layers, self.class_token, head_block(self.classifier)]
+        return [
+            self.vit.embeddings,
+            *heads.tapped(self.vit.encoder.layer, self.head.last_blocks),
+            heads.seeing(
+                self.mean_patch if self.head.input == "pooled" else self.class_token,
+                self.mean_patch if self.head.input == "cls+mean" else None,
+            ),
+            heads.block(self.head, self.classifier),
+        ]
 
 
 def layer_norm(options: Options, dtype: Any) -> nn.Module:
@@ -325,6 +335,14 @@ FAMILY = Family(
     chain=chain,
     problems=problems,
     example_shape=example_shape,
+    inputs=("cls", "pooled", "cls+mean"),
+    kinds=(
+        (r"/position_embeddings$", "position"),
+        (r"layernorm", "norm"),
+        (r"/attention/", "attention"),
+        (r"/layer_\d+/(intermediate|output)/", "mlp"),
+        (r"/projection/", "convolution"),
+    ),
     # The pooler of the base model; what masked image modelling adds.
     ignored=("vit.pooler", "vit.embeddings.mask_token", "vit.decoder"),
     # What transformers ≥ 5 writes with save_original_format=False.
