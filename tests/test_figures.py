@@ -1,6 +1,7 @@
 """The figures: what is on them, read from the Figure before rendering, and that they render."""
 
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from plan_examples import leaf, network, plan
 
 from tl_jax import figures, plan_figure
-from tl_jax.figure_style import BLUE, ORANGE, PALE, SKY, VERMILLION, count, label, png, style
+from tl_jax.figure_style import BLUE, GREEN, ORANGE, PALE, SKY, VERMILLION, count, label, png, style
 
 NASTY = [
     "$x_{1}$ \\frac{1}{2}",
@@ -215,13 +217,9 @@ def test_no_mistakes_say_so():
 
 # The plan.
 
-BLOCKS = [
-    ("stem", 0, 9_408, ("frozen",)),
-    ("layer_0", 0, 84_000, ("frozen",)),
-    ("layer_1", 42_000, 42_000, ("trunk", "frozen")),
-    ("pool", 0, 0, ()),
-    ("head", 20_490, 0, ("head",)),
-]
+PROBE = network({"head": "head"})
+MIXED = network({("layer_1", "convolution"): "trunk", "head": "head"})
+PLAN = plan(MIXED)
 
 
 def boxes(figure, colour):
@@ -231,50 +229,138 @@ def boxes(figure, colour):
     ]
 
 
-def test_plan_colours_blocks_by_what_trains():
-    figure = drawn(figures.draw_plan, BLOCKS)
-    assert len(boxes(figure, SKY)) == 4  # under the orange of what trains
-    assert len(boxes(figure, PALE)) == 1
-    half, whole = boxes(figure, ORANGE)
-    assert half.get_height() == pytest.approx(plan_figure.BOX_HEIGHT / 2)
-    assert whole.get_height() == plan_figure.BOX_HEIGHT
+def swatches(figure):
+    return [p.get_facecolor() for p in figure.axes[0].patches if p.get_width() < 0.2]
+
+
+def test_plan_colours_blocks_by_group():
+    figure = drawn(figures.draw_plan, PLAN)
+    stem, lower, above = boxes(figure, SKY)
+    (part,), (head,), (pool,) = (boxes(figure, c) for c in (ORANGE, VERMILLION, PALE))
+    for box in (stem, lower, head, pool):
+        assert box.get_height() == pytest.approx(plan_figure.TALL)
+    assert part.get_height() + above.get_height() == pytest.approx(plan_figure.TALL)
+    assert part.get_x() == above.get_x() and part.get_y() < above.get_y()
+    assert stem.get_x() < lower.get_x() < part.get_x() < pool.get_x() < head.get_x()
+
+
+def test_a_share_is_that_of_the_parameters_and_is_seen():
+    halves = [leaf("a", "mlp", 500, "trunk", blocks="a"), leaf("a", "norm", 500, blocks="a")]
+    figure = drawn(figures.draw_plan, plan(halves, blocks=("a",)))
+    assert boxes(figure, ORANGE)[0].get_height() == pytest.approx(plan_figure.TALL / 2)
+    sliver = [leaf("a", "mlp", 10**6, blocks="a"), leaf("a", "adapter", 1, "adapter", blocks="a")]
+    figure = drawn(figures.draw_plan, plan(sliver, blocks=("a",)))
+    assert boxes(figure, GREEN)[0].get_height() > 0.09 * plan_figure.TALL
 
 
 def test_plan_names_blocks_counts_and_groups():
-    found = texts(drawn(figures.draw_plan, BLOCKS))
-    assert "frozen 135K" in found
-    assert "trainable 62.5K (31.6 % of the parameters)" in found
-    assert {"stem", "layer_0", "layer_1", "pool"} < set(found)
-    assert {"9.41K", "84.0K", "20.5K"} < set(found)
-    assert found.count("frozen") == 1 and found.count("trunk, frozen") == 1
-    assert found.count("head") == 2  # the block and its group
+    found = texts(drawn(figures.draw_plan, PLAN))
+    assert found[:5] == [
+        "sample: 100K of 198K parameters train (50.8 %)",
+        "frozen 97.4K",
+        "trunk 80.0K",
+        "head 20.5K",
+        "gradients end here",
+    ]
+    assert {"stem", "layer_0", "layer_1", "pool", "head", "9.41K", "84.0K", "20.5K"} < set(found)
 
 
-def test_the_boundary_is_before_the_first_block_that_trains():
-    figure = drawn(figures.draw_plan, BLOCKS)
-    (boundary,) = [t for t in figure.axes[0].texts if t.get_text() == "boundary"]
-    left, right = boxes(figure, SKY)[1], boxes(figure, ORANGE)[0]
-    assert left.get_x() + left.get_width() < boundary.get_position()[0] < right.get_x()
-    nothing = drawn(figures.draw_plan, [("stem", 0, 5, ("frozen",))])
-    assert "boundary" not in texts(nothing)
+def test_a_row_for_each_phase_with_its_own_boundary():
+    both = network(dict.fromkeys(("stem", "layer_0", "layer_1"), "trunk") | {"head": "head"})
+    figure = drawn(figures.draw_plan, plan(PROBE, (both, {"learning_rate": 0.01})))
+    found = texts(figure)
+    assert {"1. phase_0", "steps 1 to 200", "20.5K train, rate 0.1"} < set(found)
+    assert {"2. phase_1", "steps 201 to 400", "198K train, rate 0.01"} < set(found)
+    assert "frozen" in found and "trunk 177K" in found and found.count("layer_0") == 1
+    assert len(boxes(figure, SKY)) == len(boxes(figure, ORANGE)) == 3
+    assert boxes(figure, SKY)[0].get_y() > boxes(figure, ORANGE)[0].get_y()
+    segments = [c.get_segments() for c in figure.axes[0].collections]
+    upright = [s for (s,) in segments if s[0][0] == s[1][0]]
+    head, stem = boxes(figure, VERMILLION)[0].get_x(), boxes(figure, ORANGE)[0].get_x()
+    _legend, first, second = (line[0][0] for line in upright)
+    assert second < stem and stem < first < head
 
 
-def test_long_chains_wrap_and_every_group_stays_on_the_page():
-    blocks = [(f"stages_2/layers_{i}", 10, 0, (f"trunk/stages_2/layers_{i}",)) for i in range(53)]
-    figure = drawn(figures.draw_plan, blocks)
-    rows = {round(box.get_y(), 3) for box in boxes(figure, ORANGE)}
-    assert len(rows) == 3
-    width, height = size(figures.plan(blocks))
+def test_what_stays_frozen_through_all_phases_is_counted():
+    found = texts(drawn(figures.draw_plan, plan(PROBE, MIXED)))
+    assert "frozen 97.4K throughout" in found
+
+
+def test_groups_of_one_kind_are_shaded_by_rate():
+    groups = {"layer_0": ("trunk/layer_0", 0.01), "layer_1": ("trunk/layer_1", 0.1)}
+    figure = drawn(figures.draw_plan, plan(network({**groups, "head": "head"})))
+    found = texts(figure)
+    assert "trunk/… 168K, rate × 0.01–0.1" in found and {"×.01", "×.1", "×1"} < set(found)
+    pale, full = (matplotlib.colors.to_rgba(c) for c in ("#F8E2B2", ORANGE))
+    assert swatches(figure)[1:3] == [pale, full]
+    assert boxes(figure, "#F8E2B2")[0].get_x() < boxes(figure, ORANGE)[0].get_x()
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (1.0, "1"),
+        (0.0563, ".056"),
+        (7.5e-4, "8e-4"),
+        (0.00237, ".0024"),
+        (2.4e-7, "2e-7"),
+        (10, "10"),
+    ],
+)
+def test_rates_are_short(rate, text):
+    assert plan_figure._short(rate) == text
+
+
+def test_groups_of_the_same_rate_are_told_apart():
+    groups = {"layer_0": "trunk/2", "layer_1": "trunk/1", "head": "head"}
+    figure = drawn(figures.draw_plan, plan(network(groups)))
+    assert {"trunk/2 84.0K", "trunk/1 84.0K"} < set(texts(figure))
+    assert len(set(swatches(figure))) == 4
+
+
+def long_plan(phases):
+    names = ("embeddings", *(f"stages_2/layers_{i}" for i in range(51)), "head")
+    sizes = [
+        leaf(n, "mlp", 12_345_678, f"trunk/{n}", 0.75 ** (53 - i), blocks=names)
+        for i, n in enumerate(names)
+    ]
+    return plan(*[sizes] * phases, blocks=names, strategy="a_strategy_of_a_long_name" * 2)
+
+
+@pytest.mark.parametrize("phases", [1, 3])
+def test_long_chains_wrap_and_everything_stays_on_the_page(phases):
+    figure = drawn(figures.draw_plan, long_plan(phases))
+    rows = {round(p.get_y(), 3) for p in figure.axes[0].patches if p.get_width() > 0.2}
+    assert len(rows) == 3 * phases
+    width, height = size(figures.plan(long_plan(phases)))
+    check_texts(figure, width, height)
+
+
+def check_texts(figure, width, height):
+    """All on the page, and none over another."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    for text in figure.axes[0].texts:
-        box = text.get_window_extent(renderer)
+    found = [(text, text.get_window_extent(renderer)) for text in figure.axes[0].texts]
+    for text, box in found:
         assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height, text
+    for (one, a), (other, b) in itertools.combinations(found, 2):
+        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, (one, other)
 
 
-@pytest.mark.parametrize("blocks", [[], BLOCKS[:1], BLOCKS[3:4], BLOCKS * 6])
-def test_plans_render(blocks):
-    width, _ = size(figures.plan(blocks))
-    assert 750 <= width <= 1400
+PLANS = {
+    "probe": plan(PROBE),
+    "phases": plan(PROBE, MIXED, MIXED),
+    "groups": plan(network({b: f"trunk/[{b}].*" for b in ("stem", "layer_0", "layer_1")})),
+    "one": plan([leaf("a", "mlp", 1, "head", blocks="a")], blocks=("a",)),
+    "empty block": plan([leaf("a", "mlp", 1, blocks="ab")], blocks=("a", "b")),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_render(name):
+    width, height = size(figures.plan(PLANS[name]))
+    assert 850 <= width <= 1400
+    check_texts(drawn(figures.draw_plan, PLANS[name]), width, height)
 
 
 # Untrusted text, and what all figures share.
@@ -285,7 +371,8 @@ def test_names_are_not_parsed_and_cannot_break_a_figure(name):
     confusion = figures.confusion_matrix(np.ones((2, 2), int), [name, name])
     assert size(confusion) == (780, 690)
     assert size(figures.mistakes([(image(8, 8, 1), name, name, 0.5)])) == (720, 360)
-    assert size(figures.plan([(name, 1, 0, (name,))]))[0] == 780
+    named = leaf(name, name, 1, f"trunk/{name}", blocks=(name,))
+    assert size(figures.plan(plan([named], [named], blocks=(name,), strategy=name)))[0] == 870
     figure = drawn(figures.draw_confusion_matrix, np.ones((2, 2), int), [name, name])
     assert not any(text.get_parse_math() for text in figure.findobj(Text))
 
@@ -311,14 +398,14 @@ def test_count(number, text):
 
 
 def test_the_same_figure_is_the_same_bytes():
-    assert figures.plan(BLOCKS) == figures.plan(BLOCKS)
+    assert figures.plan(PLAN) == figures.plan(PLAN)
 
 
 def test_settings_of_the_user_neither_matter_nor_change():
-    plain = figures.plan(BLOCKS)
+    plain = figures.plan(PLAN)
     with matplotlib.rc_context({"text.usetex": True, "figure.facecolor": "black", "font.size": 30}):
         before = dict(matplotlib.rcParams)
-        assert figures.plan(BLOCKS) == plain
+        assert figures.plan(PLAN) == plain
         assert dict(matplotlib.rcParams) == before
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette, distinct for every common form of colour blindness.
 BLUE, SKY, ORANGE, VERMILLION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+GREEN = "#009E73"
 INK, GREY, PALE = "#222222", "#767676", "#EDEDED"
 # Fonts with the letters that DejaVu lacks, used where they are installed.
 FONTS = (

@@ -21,7 +21,7 @@ from tl_jax.figure_style import (
     new_figure,
     png,
 )
-from tl_jax.plan_figure import Block, draw_plan
+from tl_jax.plan_figure import draw_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,14 +66,13 @@ def mistakes(items: Sequence[Mistake]) -> bytes:
     return png(draw_mistakes, items)
 
 
-def plan(blocks: Sequence[Block]) -> bytes:
-    """The chain of blocks, each filled by the share of its parameters that trains, PNG.
+def plan(plan: Mapping[str, Any]) -> bytes:
+    """The chain of blocks, each filled by its groups' shares of its parameters, a row a phase; PNG.
 
     Args:
-      blocks: (name, number of trainable parameters, of frozen ones, names of its groups), from
-        the stem to the head.
+      plan: the content of `plan.json`.
     """
-    return png(draw_plan, blocks)
+    return png(draw_plan, plan)
 
 
 def draw_learning_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
