@@ -85,16 +85,16 @@ def main() -> None:
         for name in EXPORTED:
             shutil.copyfile(run / "export" / name, TRUNK / name)
         found = provenance(run, overrides)
-    (TRUNK / "provenance.json").write_text(json.dumps(found, indent=2) + "\n")
-    (TRUNK / "README.md").write_text(readme(found))
+    (TRUNK / "provenance.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    (TRUNK / "README.md").write_text(readme(found), "utf-8")
 
 
 def write_blank(folder: Path) -> Path:
     """The network before any training as a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = {"id2label": {"0": "none"}, "label2id": {"none": 0}}
-    (folder / "config.json").write_text(json.dumps(NETWORK | labels, indent=2))
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2))
+    (folder / "config.json").write_text(json.dumps(NETWORK | labels, indent=2), "utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2), "utf-8")
     save_file(blank_tensors(), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -118,7 +118,7 @@ def blank_tensors() -> dict[str, np.ndarray]:
 
 def provenance(run: Path, overrides: list[str]) -> dict[str, Any]:
     """Where the trunk comes from, and how good it was at what it was trained for."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
     return {
         "data": DATA | {"fingerprint": summary["data"]["fingerprint"]},
         "made_by": " ".join(["python quickstart/pretrain.py --data-dir DIR", *overrides]),

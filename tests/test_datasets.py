@@ -133,6 +133,11 @@ class TestTfds:
             assert len(open_dataset("tfds:digits", {"train": "train"}, str(tmp_path))["train"])
         assert asked == [("digits", str(tmp_path))]
 
+    def test_a_folder_that_is_not_there_is_said(self, tmp_path):
+        missing = tmp_path / "none"
+        words = [f"config.data.dir: there is no folder {missing}. TFDS knows no data set 'digits'"]
+        fails("tfds:digits", {"train": "train"}, *words, data_dir=str(missing))
+
     def test_other_file_format(self, tmp_path):
         shutil.copytree(ROOT / "quickstart" / "data", tmp_path / "data")
         info = tmp_path / "data" / "digits" / "1.0.0" / "dataset_info.json"

@@ -1,6 +1,8 @@
 """Folders of images: classes, splits, order, and what is refused."""
 
 import os
+import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +73,27 @@ def test_order_is_fixed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "walk", reversed_walk)
     assert labels() == expected
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
+@pytest.mark.parametrize("wrong", [b"a/\xff.png", b"\xff/a.png"])
+def test_names_that_are_not_utf8(tmp_path, wrong):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    path = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + wrong))
+    path.parent.mkdir(exist_ok=True)
+    noise(0).save(path)
+    culprit = path if wrong.endswith(b"\xff.png") else path.parent
+    fails(f"folder:{tmp_path}", {"train": "train"}, "not UTF-8", repr(str(culprit)))
+    fails(f"folder:{path.parent.parent}", {"train": "train"}, "not UTF-8")
+
+
+def test_what_is_no_regular_file_is_no_image(tmp_path):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    words = ["1 of 5 images", "pipe.png (not a regular file)"]
+    fails(f"folder:{tmp_path}", {"train": "train"}, *words)
+    train = open_dataset(f"folder:{tmp_path}", {"train": "train"}, skip_unreadable=True)["train"]
+    assert len(train) == 4
 
 
 def test_fingerprint_sees_files(tmp_path):

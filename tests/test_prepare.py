@@ -75,9 +75,10 @@ def smooth(height, width) -> np.ndarray:
     return ramp.astype(np.uint8)
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
+def run(*arguments, environment=None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tl_jax.prepare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    environment = os.environ | (environment or {})
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
 ROOT = pathlib.Path(prepare.__file__).resolve().parents[1]
@@ -348,6 +349,7 @@ def test_unreadable_images_are_named_and_counted(tmp_path):
     with pytest.raises(UserError) as error:
         prepare.prepare("bad", str(source), str(tmp_path / "data"))
     assert re.search("[34] of [45] images", str(error.value))
+    assert str(error.value).endswith("Mend or remove them."), "prepare has no option to skip them"
     for name in ("empty.jpg", "text.png", "short.jpg"):
         assert name in str(error.value)
     for name in ("empty.jpg", "text.png", "short.jpg"):
@@ -436,9 +438,13 @@ def test_bad_cats_vs_dogs(tmp_path):
     with pytest.raises(UserError, match="holds no usable PetImages"):
         prepare.prepare("cats_vs_dogs", str(path), str(tmp_path / "data"))
     source = image_folder(tmp_path / "unzipped", pets())
+    os.mkfifo(source / "PetImages" / "Cat" / "98.jpg")
+    with pytest.raises(UserError, match=r"what is no file.*98\.jpg"):
+        prepare.prepare("cats_vs_dogs", str(source), str(tmp_path / "data"))
+    (source / "PetImages" / "Cat" / "98.jpg").unlink()
     (tmp_path / "out.jpg").write_bytes(encoded(smooth(4, 4), "JPEG"))
     (source / "PetImages" / "Cat" / "99.jpg").symlink_to(tmp_path / "out.jpg")
-    with pytest.raises(UserError, match=r"leave the folder are refused: .*99\.jpg"):
+    with pytest.raises(UserError, match=r"Links that leave the folder.*99\.jpg"):
         prepare.prepare("cats_vs_dogs", str(source), str(tmp_path / "data"))
 
 
@@ -590,6 +596,12 @@ def test_unknown_name(tmp_path):
         prepare.prepare("cifar1O", None, str(tmp_path))
 
 
+def test_the_advice_for_a_version_that_is_not_there_works(tmp_path):
+    advice = f"python -m tl_jax.prepare digits --from FOLDER --data-dir {tmp_path}"
+    with pytest.raises(UserError, match=f"no data set 'digits:9.9.9'.*{re.escape(advice)}$"):
+        prepare.prepare("digits:9.9.9", None, str(tmp_path))
+
+
 def test_with_tensorflow(tmp_path, monkeypatch):
     calls = []
 
@@ -625,6 +637,24 @@ def test_command(tmp_path, capsys):
     missing = tmp_path / "none"
     assert prepare.main(["kmnist", f"--from={missing}", f"--data-dir={tmp_path}"]) == 2
     assert capsys.readouterr().err.splitlines() == [f"error: There is no {missing}."]
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    images = {"a/0.png": encoded(noise(4, 4)), "b/\udcff.png": encoded(noise(5, 5))}
+    source = image_folder(tmp_path / "images", images)
+    data = f"--data-dir={tmp_path / 'data'}"
+    assert prepare.main(["mine", f"--from={source}", data]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "b/\\udcff.png' has a name that is not UTF-8" in line
+    assert prepare.main(["mine", f"--from={source}/\udcff", data]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "\\udcff' is not UTF-8" in line
+
+
+def test_a_terminal_that_knows_ascii_only(tmp_path):
+    missing = tmp_path / "Käfer"
+    done = run("kmnist", "--from", missing, environment={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (2, f"error: There is no {tmp_path}/K\\xe4fer.\n")
 
 
 def test_no_permission(tmp_path, capsys):

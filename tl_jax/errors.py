@@ -1,6 +1,8 @@
 """The one exception for what a user can cause: `main` prints its message and exits with code 2."""
 
 import difflib
+import re
+import sys
 from collections.abc import Iterable
 
 
@@ -10,6 +12,38 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """The run itself went wrong (a loss that is not finite, a broken certificate): exit code 1."""
+
+
+# Of a terminal (C0, C1), lines within a line, the direction of writing, what is no Unicode.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+# In another locale names that are UTF-8 look as if they were not.
+NOT_UTF8 = (
+    "not UTF-8"
+    if sys.getfilesystemencoding() == "utf-8"
+    else "not of this locale's encoding (with PYTHONUTF8=1 it is UTF-8)"
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what would steer a terminal: names come from files."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_lines(text: str) -> str:
+    """The same line by line: a message may have several."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def is_text(name: str) -> bool:
+    """Whether the name can be written as UTF-8; of a file with other bytes it cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from tl_jax import image_files
-from tl_jax.errors import UserError
+from tl_jax.errors import NOT_UTF8, UserError, is_text, printable
 from tl_jax.records import fingerprint
 from tl_jax.table_source import Table, TableSource, listed, named_splits
 
 log = logging.getLogger(__name__)
 
+ADVICE = "Mend or remove them, or set data.skip_unreadable=True."
 SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
@@ -26,30 +27,35 @@ SPLIT_FOLDERS = {
 }
 
 
-def folder_source(path: str, wanted: Sequence[str], skip_unreadable: bool) -> TableSource:
+def folder_source(
+    path: str, wanted: Sequence[str], skip_unreadable: bool, advice: str = ADVICE
+) -> TableSource:
     """A folder with one sub-folder per class, or with train/, validation/ (val/), test/ of those.
 
     Args:
       path: the folder.
       wanted: split specifications; only the splits that they name are looked at.
       skip_unreadable: decode every file and leave out those that fail.
+      advice: what to do about unreadable images.
 
     Raises:
       UserError: no such folder, no class folders, classes without images or unknown to the training
-        split, symbolic links that leave the folder, unreadable images (all named).
+        split, symbolic links that leave the folder, names that are not UTF-8, unreadable images
+        (all named).
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"folder:{path}: there is no such folder.")
     try:
-        return _open(path, root.resolve(), wanted, skip_unreadable)
+        return _open(path, root.resolve(), wanted, skip_unreadable, advice)
     except OSError as error:
         raise UserError(f"folder:{path} cannot be read: {error}") from error
 
 
 def _open(
-    path: str, root: pathlib.Path, wanted: Sequence[str], skip_unreadable: bool
+    path: str, root: pathlib.Path, wanted: Sequence[str], skip_unreadable: bool, advice: str
 ) -> TableSource:
+    _check_names([root])
     splits = _split_folders(root)
     named = named_splits(f"folder:{path}", wanted, splits)
     # Labels come from the training split, so that they do not depend on which splits are opened.
@@ -61,7 +67,7 @@ def _open(
         problems += found
     if problems:
         raise UserError(f"folder:{path}: {listed(problems)}.")
-    sizes = _checked(root, files, skip_unreadable)
+    sizes = _checked(root, files, skip_unreadable, advice)
     if emptied := [split for split, rows in files.items() if not rows]:
         raise UserError(f"folder:{path}: no image of {', '.join(emptied)} can be read.")
     tables = {split: _folder_table(root, rows) for split, rows in files.items()}
@@ -96,13 +102,20 @@ def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
-    names = tuple(path.name for path in _subfolders(folder))
+    found = _subfolders(folder)
+    _check_names(found)
+    names = tuple(path.name for path in found)
     if not names:
         raise UserError(
             f"folder:{folder} holds no sub-folders, so its images have no labels; it must hold one "
             "sub-folder per class, or train/, validation/, test/ that do."
         )
     return names
+
+
+def _check_names(folders: Sequence[pathlib.Path]) -> None:
+    if wrong := [repr(str(folder)) for folder in folders if not is_text(str(folder))]:
+        raise UserError(f"These folders have names that are {NOT_UTF8}: {listed(wrong)}.")
 
 
 def _labelled_files(
@@ -131,7 +144,10 @@ def _labelled_files(
 
 
 def _checked(
-    root: pathlib.Path, files: dict[str, list[tuple[str, int]]], skip_unreadable: bool
+    root: pathlib.Path,
+    files: dict[str, list[tuple[str, int]]],
+    skip_unreadable: bool,
+    advice: str,
 ) -> list[image_files.Header]:
     """Headers of all files; unreadable ones are refused, or taken out of `files` in place."""
     sizes: list[image_files.Header] = []
@@ -149,10 +165,11 @@ def _checked(
     if unreadable and not skip_unreadable:
         raise UserError(
             f"{len(unreadable)} of {len(unreadable) + len(sizes)} images in {root} cannot be read: "
-            f"{listed(unreadable)}. Mend or remove them, or set data.skip_unreadable=True."
+            f"{listed(unreadable)}. {advice}"
         )
     if unreadable:
-        log.warning("%d unreadable images left out: %s", len(unreadable), listed(unreadable))
+        names = printable(listed(unreadable))
+        log.warning("%d unreadable images left out: %s", len(unreadable), names)
     return sizes
 
 

@@ -8,10 +8,13 @@ import concurrent.futures
 import io
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageOps
+
+from tl_jax.errors import NOT_UTF8, is_text
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (
@@ -94,6 +97,8 @@ def header(encoded: bytes | str | os.PathLike[str], whole: bool = False) -> Head
 
 def _opened(encoded: bytes | str | os.PathLike[str]) -> Image.Image:
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise UnreadableImage("not a regular file")  # a pipe would be waited for
     image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableImage(f"{image.width}x{image.height} pixels: too large")
@@ -160,7 +165,8 @@ def image_files(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[str], li
     Hidden files, and files whose name does not end as an image's, are passed over.
 
     Returns:
-      The paths, and a list of problems: symbolic links to folders or out of `root`.
+      The paths, and a list of problems: symbolic links to folders or out of `root`, and names that
+      are not UTF-8.
 
     Raises:
       OSError: a folder cannot be read.
@@ -177,6 +183,8 @@ def image_files(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[str], li
             if name.startswith(".") or not name.lower().endswith(SUFFIXES):
                 continue
             path = pathlib.Path(parent, name)
+            if not is_text(str(path)):
+                problems.append(f"{str(path)!r} has a name that is {NOT_UTF8}")
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 problems.append(f"{path} is a symbolic link out of {root}")
             paths.append(path.relative_to(root).as_posix())

@@ -7,8 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import display, evaluation, image_files, input_pipeline, job, parallel, results
-from tl_jax.config import Config
+from tl_jax import (
+    config_files,
+    display,
+    evaluation,
+    image_files,
+    input_pipeline,
+    job,
+    parallel,
+    results,
+)
+from tl_jax.config import Config, Model
 from tl_jax.errors import UserError
 from tl_jax.parallel import DataParallel
 from tl_jax.pretrained import Pretrained, load_pretrained
@@ -50,14 +59,15 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
     """Accuracy and loss over the configuration's validation and test splits, printed and returned.
 
     Args:
-      config: says which data; that of the work directory, or another.
+      config: says which data and, as `model`, how to compute; that of the work directory, or
+        another.
       path: a finished work directory, or an exported folder. With a work directory's own
         configuration its `evaluation.json` and figures are written anew.
 
     Raises:
       UserError: no classifier there, or other classes than the data has.
     """
-    classifier = load_trained(path)
+    classifier = load_trained(path, config.model)
     splits = {"validation": config.data.splits.validation, "test": config.data.splits.test}
     if not any(splits.values()):
         raise UserError("config.data.splits names neither a validation nor a test split")
@@ -96,25 +106,38 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
     return {split: found.summary() for split, found in evaluations.items()}
 
 
-def load_trained(path: str) -> Pretrained:
+def load_trained(path: str, model: Model | None = None) -> Pretrained:
     """The classifier of a finished work directory or of an exported folder, with its head.
+
+    Args:
+      path: of either.
+      model: says the dtype and precision to compute in and the size of the images; None takes those
+        of the run, or of an exported folder float32 and its processor's size.
 
     Raises:
       UserError: there is none.
     """
     workdir = WorkDir(path)
+    content = workdir.read_json("config.json")
     exported = workdir.path / "export"
     if exported.exists():
-        return load_pretrained(str(exported))
-    content = workdir.read_json("config.json")
+        if model is None and content is not None:
+            model = config_files.resolve(content, recorded=True).model
+        return _load(str(exported), model or Model())
     if content is None:
         raise UserError(f"{path} is neither a work directory nor an exported folder")
     if "model_type" not in content:
-        raise UserError(
-            f"the run in {path} is not finished: start it again to let it end, then there is an "
-            "export to use"
-        )
-    classifier = load_pretrained(str(workdir.path))
+        workdir.exported()  # says that the run is not finished
+    classifier = _load(str(workdir.path), model or Model())
     if not classifier.class_names:
         raise UserError(f"{path} holds a network without a classification head")
     return classifier
+
+
+def _load(folder: str, model: Model) -> Pretrained:
+    return load_pretrained(
+        folder,
+        image_size=model.image_size,
+        dtype=jnp.dtype(model.dtype),
+        precision=model.precision,
+    )

@@ -12,6 +12,7 @@ import argparse
 import difflib
 import errno
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -22,7 +23,7 @@ import tempfile
 from collections.abc import Sequence
 
 from tl_jax import downloads, idx_files, raw_datasets, tfds_writer
-from tl_jax.errors import UserError
+from tl_jax.errors import NOT_UTF8, UserError, is_text, printable_lines
 from tl_jax.raw_datasets import RawDataset
 
 DOWNLOADED = ("fashion_mnist", "mnist", "kmnist", "cats_vs_dogs")
@@ -130,7 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", metavar="DIR", help="default: TFDS's own")
     parser.add_argument("--error-file", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # which may be of another encoding than UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        for word in filter(None, (flags.name, flags.source, flags.data_dir)):
+            if not is_text(word):
+                raise UserError(f"{word!r} is {NOT_UTF8}")
         prepare(flags.name, flags.source, flags.data_dir)
     except UserError as error:
         message = str(error)
@@ -143,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     else:
         return 0
+    message = printable_lines(message)
     if flags.error_file:
         pathlib.Path(flags.error_file).write_text(message, "utf-8")
     else:
@@ -154,15 +162,16 @@ def _prepare_with_tensorflow(name: str, root: pathlib.Path) -> pathlib.Path:
     """TFDS's own builder, in this process."""
     import tensorflow_datasets as tfds
 
+    alone = re.split("[/:]", name)[0]  # without configuration and version
     try:
-        builder_class = tfds.builder_cls(re.split("[/:]", name)[0])
+        builder_class = tfds.builder_cls(alone)
     except tfds.core.registered.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        near = difflib.get_close_matches(alone, tfds.list_builders(with_community_datasets=False))
         raise UserError(
             f"TFDS knows no data set {name!r}"
             + (f" (it knows {', '.join(near)})" if near else "")
             + f", and none is prepared in {root}. To make it from your own files: "
-            f"python -m tl_jax.prepare {name} --from FOLDER --data-dir {root}"
+            f"python -m tl_jax.prepare {alone} --from FOLDER --data-dir {root}"
         ) from error
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from tl_jax import image_files
-from tl_jax.errors import UserError
+from tl_jax.errors import NOT_UTF8, UserError, is_text
 
 MAX_MEMBER_BYTES = 1 << 28
 THREADS = 4
@@ -79,7 +79,8 @@ def read_image_folder(folder: pathlib.Path) -> RawDataset:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     split_up = "train" in names and any(p.is_dir() for p in (folder / "train").iterdir())
     wanted = [SPLIT_FOLDERS.get(name, name) for name in names] if split_up else ["train"]
-    found = folder_source(str(folder), wanted, skip_unreadable=False)
+    advice = "Mend or remove them."
+    found = folder_source(str(folder), wanted, skip_unreadable=False, advice=advice)
     files = {
         split: [
             (pathlib.Path(os.fsdecode(path)), int(label))
@@ -99,7 +100,7 @@ def read_image_folder(folder: pathlib.Path) -> RawDataset:
         more = f" and {len(broken) - 20} more" if len(broken) > 20 else ""
         raise UserError(
             f"{len(broken)} of {len(every)} images in {folder} cannot be read: "
-            f"{', '.join(broken[:20])}{more}. Mend or remove them."
+            f"{', '.join(broken[:20])}{more}. {advice}"
         )
     good = [header for header in headers if isinstance(header, image_files.Header)]
     channels = max(header.channels for header in good)
@@ -215,12 +216,16 @@ def _zip_entries(path: pathlib.Path) -> dict[str, Callable[[], bytes]]:
 def _pet_entries(folder: pathlib.Path) -> dict[str, Callable[[], bytes]]:
     base = folder / "PetImages" if (folder / "PetImages").is_dir() else folder
     entries: dict[str, Callable[[], bytes]] = {}
-    outside: list[str] = []
+    refused: list[str] = []
     for kind in CATS_AND_DOGS:
         for path in (base / kind).glob("*.jpg"):
-            if not path.resolve().is_relative_to(folder.resolve()):
-                outside.append(str(path))
+            inside = path.resolve().is_relative_to(folder.resolve())
+            if not (inside and path.is_file() and is_text(path.name)):
+                refused.append(repr(str(path)))
             entries[f"PetImages/{kind}/{path.name}"] = path.read_bytes
-    if outside:
-        raise UserError(f"Links that leave the folder are refused: {', '.join(outside[:20])}.")
+    if refused:
+        raise UserError(
+            f"Links that leave the folder, what is no file, and names that are {NOT_UTF8} are "
+            f"refused: {', '.join(refused[:20])}."
+        )
     return entries

@@ -4,6 +4,7 @@ Nothing here needs or imports TensorFlow: records are parsed as protocol buffers
 by PIL.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,13 +131,20 @@ def _prepared(name: str, data_dir: str | None) -> Any:
     """The builder of a data set on disk; prepares it in a process of its own where it is missing.
 
     Raises:
-      UserError: it is not there and could not be prepared, or is there in another file format.
+      UserError: it is not there and could not be prepared, or is there in
+        another file format.
     """
     builder = _find(name, data_dir)
     if builder is None:
         from tl_jax.prepare import prepare_in_subprocess
 
-        prepare_in_subprocess(name, data_dir)
+        missing = data_dir is not None and not os.path.isdir(os.path.expanduser(data_dir))
+        try:
+            prepare_in_subprocess(name, data_dir)
+        except UserError as error:
+            if not missing:
+                raise
+            raise UserError(f"config.data.dir: there is no folder {data_dir}. {error}") from error
         builder = _find(name, data_dir)
     if builder is None:
         raise UserError(f"tfds:{name} is not in {data_dir} although it was prepared there.")

@@ -172,7 +172,8 @@ def _write(
         homepage=described.homepage if described else None,
         citation=described.citation if described else None,
     )
-    (side / SOURCE).write_text(json.dumps({"sha256": raw.sha256, "by": "tl_jax.prepare"}))
+    source = {"sha256": raw.sha256, "by": "tl_jax.prepare"}
+    (side / SOURCE).write_text(json.dumps(source), "utf-8")
 
 
 def _write_split(

@@ -24,17 +24,25 @@ class WorkDir:
     def __init__(self, path: epath.PathLike):
         self.path = epath.Path(path).expanduser()
 
-    def read_json(self, name: str) -> Any:
-        """Content of a JSON file, None where there is no such file.
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file, None where there is no such file.
 
         Raises:
-          UserError: the file is no JSON.
+          UserError: the file holds no JSON object.
         """
         file = self.path / name
+        if not file.exists():
+            return None
         try:
-            return json.loads(file.read_text()) if file.exists() else None
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+            content, problem = json.loads(file.read_bytes()), "it holds no JSON object"
+        except (ValueError, RecursionError) as error:
+            content, problem = None, str(error)
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{file} is damaged: {problem}. Remove it: a run started again goes on from its "
+                "last checkpoint and writes it anew."
+            )
+        return content
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file: to a side name, then renamed."""
@@ -103,6 +111,23 @@ class WorkDir:
                 + "\nGive another --workdir, or the configuration that it was started with."
             )
 
+    def exported(self) -> epath.Path:
+        """The folder of the trained classifier.
+
+        Raises:
+          UserError: this is no work directory, or its run has not ended.
+        """
+        folder = self.path / "export"
+        if folder.exists():
+            return folder
+        content = self.read_json("config.json")
+        if content is None or "model_type" in content:  # the latter is a Hugging Face config
+            raise UserError(f"{self.path} is no work directory: it holds no run's config.json")
+        raise UserError(
+            f"the run in {self.path} is not finished: start it again to let it end, then there is "
+            "an export to use"
+        )
+
     def config(self) -> dict[str, Any]:
         """The fields that the run was started with.
 
@@ -126,16 +151,25 @@ class MetricsLog:
       step: of the checkpoint that training continues from; what came after it is dropped, since
         it will happen again.
       writes: False for all processes but the first: they only keep `records`.
+
+    Raises:
+      UserError: a line is JSON, but no record.
     """
 
     def __init__(self, workdir: WorkDir, step: int, writes: bool):
         self._file, self._writes = workdir.path / "metrics.jsonl", writes
         self.records: list[dict[str, Any]] = []
-        for line in self._file.read_text().splitlines() if self._file.exists() else ():
+        lines = self._file.read_bytes().splitlines() if self._file.exists() else []
+        for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
             except ValueError:
                 break  # the line that a kill cut short
+            if not (isinstance(record, dict) and type(record.get("step")) is int):
+                raise UserError(
+                    f"{self._file} is damaged: line {number} is no record of a step. Remove that "
+                    "line to go on without it."
+                )
             if record["step"] <= step:
                 self.records.append(record)
         if writes:
