@@ -24,6 +24,7 @@ def get_config():
     config.data.batch_size = 128
     config.data.augmentation = "none"
     config.train.epochs = 4
+    config.train.gradient_clip_norm = 0.0  # as the trunk in quickstart/trunk was made
     config.freeze.strategy = "from_scratch"
     config.freeze.batch_norm = "batch"
     config.optimizer.name = "sgd"

@@ -33,6 +33,7 @@ def test_overrides_take_the_type_of_the_field():
             ("model.revision", "123"),
             ("data.splits.validation", "None"),
             ("data.skip_unreadable", "true"),
+            ("freeze.strategy", "patterns"),
             ("freeze.patterns", "[('stages_3', 0.1), ('.*', 'frozen')]"),
             ("optimizer.warmup", "5%"),
         ],
@@ -44,7 +45,7 @@ def test_overrides_take_the_type_of_the_field():
     assert config.model.revision == "123"
     assert config.data.splits.validation is None
     assert config.data.skip_unreadable is True
-    assert config.freeze.patterns == (("stages_3", 0.1), (".*", "frozen"))
+    assert config.freeze.options == {"patterns": (("stages_3", 0.1), (".*", "frozen"))}
     assert config.optimizer.warmup == "5%"
 
 
@@ -121,7 +122,7 @@ def test_hash_leaves_out_what_does_not_change_the_result():
         ("control", "random_trunk"),
         ("train.checkpoint_every_steps", "3"),
     ]
-    other = [("seed", "1"), ("optimizer.learning_rate", "0.2"), ("freeze.k", "2")]
+    other = [("seed", "1"), ("optimizer.learning_rate", "0.2")]
     for override in same:
         assert config_lib.config_hash(config_files.resolve(MINIMAL, [override])) == (
             config_lib.config_hash(config)
@@ -135,11 +136,52 @@ def test_hash_leaves_out_what_does_not_change_the_result():
 
 def test_the_options_in_a_file_belong_to_the_strategy_in_the_file():
     fields = {**MINIMAL, "freeze": {"strategy": "top_k", "k": 2, "batch_norm": "batch"}}
-    assert config_files.resolve(fields, [("seed", "1")]).freeze.k == 2
+    assert config_files.resolve(fields, [("seed", "1")]).freeze.options == {"k": 2}
     other = config_files.resolve(fields, [("freeze.strategy", "full")]).freeze
-    assert (other.strategy, other.k, other.batch_norm) == ("full", None, "batch")
-    kept = config_files.resolve(fields, [("freeze.strategy", "full"), ("freeze.k", "3")])
-    assert kept.freeze.k == 3
+    assert (other.strategy, other.options, other.batch_norm) == ("full", {}, "batch")
+    text = message(fields, [("freeze.strategy", "full"), ("freeze.k", "3")])
+    assert "config.freeze.k: the strategy full takes no such option" in text
+
+
+def test_options_are_recorded_with_their_defaults():
+    config = config_files.resolve(MINIMAL, [("freeze.strategy", "top_k")])
+    assert config_lib.to_dict(config)["freeze"]["k"] == 1
+    explicit = config_files.resolve(MINIMAL, [("freeze.strategy", "top_k"), ("freeze.k", "1")])
+    assert config_lib.config_hash(explicit) == config_lib.config_hash(config)
+    more = config_files.resolve(MINIMAL, [("freeze.strategy", "top_k"), ("freeze.k", "2")])
+    assert config_lib.differences(more, config_lib.to_dict(config)) == [
+        "config.freeze.k: 1 there, 2 here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"strategy": "linear_prob"}, "did you mean linear_probe?"),
+        ({"strategy": ["full"]}, "config.freeze.strategy: ['full'] is list, not str"),
+        ({"strategy": "full", "k": 2}, "the strategy full takes no such option"),
+        ({"strategy": "top_k", "K": 2}, "no such field; did you mean freeze.k?"),
+        ({"strategy": "top_k", "k": 0}, "config.freeze.k: 0 is less than 1"),
+        ({"strategy": "lora", "rank": 1.5}, "config.freeze.rank: 1.5 is float, not int"),
+        ({"strategy": "lora", "targets": ["("]}, "'(' is no regular expression"),
+        ({"strategy": "patterns", "patterns": [["(", "train"]]}, "is no regular expression"),
+        ({"strategy": "patterns", "patterns": [["a", "freeze"]]}, "'freeze' is none of"),
+        ({"strategy": "patterns", "patterns": [["b"]]}, "('b',) is no pair"),
+        ({"strategy": "patterns", "patterns": [["c", -1]]}, "-1 is none of"),
+        ({"strategy": "wise_ft", "coefficients": [0, 2]}, "no list of numbers from 0 to 1"),
+        ({"discriminative": [1]}, "is no pair of a lowest and a highest"),
+        ({"discriminative": [0.1, 1], "layer_decay": 0.5}, "goes without freeze.layer_decay"),
+        ({"discriminative": [0.1, float("inf")]}, "is no pair of a lowest and a highest"),
+        ({"layer_decay": 1e300}, "config.freeze.layer_decay: 1e+300 is not less than 1.0"),
+        ({"reestimate": "after"}, "goes with freeze.batch_norm=reestimate only"),
+        ({"phases": [3]}, "config.freeze.phases[0]: 3 is no dict"),
+        ({"phases": [{"epoch": 1}]}, "config.freeze.phases[0].epoch: no such field; did you mean"),
+        ({"phases": [{"learning_rate": 0}]}, "phases[0].learning_rate: 0.0 is not more than 0"),
+        ({"phases": [{}, {"warmup": "soon"}]}, "config.freeze.phases[1].warmup: 'soon' is no"),
+    ],
+)
+def test_what_a_strategy_does_not_take(fields, part):
+    assert part in message({**MINIMAL, "freeze": fields})
 
 
 def test_abbreviations_and_numbers_that_are_none():
@@ -149,7 +191,9 @@ def test_abbreviations_and_numbers_that_are_none():
 
 
 def test_a_written_config_is_the_same_config():
-    config = config_files.resolve(MINIMAL, [("freeze.patterns", "[('a', 'train')]")])
+    config = config_files.resolve(
+        {**MINIMAL, "freeze": {"strategy": "patterns", "patterns": [["a", "train"]]}}
+    )
     assert config_files.resolve(config_lib.to_dict(config)) == config
 
 

@@ -46,7 +46,7 @@ def test_the_configurations_are_there():
 def test_builds(path):
     for word in ("Command", "Hardware", "Runtime", "Expected"):
         assert f"\n{word}" in path.read_text(), f"the header says nothing of {word}"
-    config = config_files.resolve(config_files.load_config(str(path)), checks=[freezing.problems])
+    config = config_files.resolve(config_files.load_config(str(path)))
     if (
         config.model.pretrained.startswith("/")
         and not pathlib.Path(config.model.pretrained).exists()
@@ -62,12 +62,19 @@ def test_builds(path):
     channels = network.get("num_channels", 3)
     images = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    plan = freezing.resolve(config.freeze, family.chain(network), variables)
+    blocks = family.chain(network)
+    depth_map = freezing.depth_map(family, blocks, variables["params"], names={})
+    recipe = freezing.recipe(config.freeze, depth_map)
+    statistics = {
+        path: freezing.block_of(path, blocks)
+        for path in param_tree.flatten(variables.get("batch_stats", {}))
+    }
+    (plan,) = freezing.resolve(config.freeze, recipe, depth_map, statistics)
     if expected := PARAMETERS.get(config.model.pretrained):
         trunk = [p for p in plan.parameters if plan.groups[p.path].name != "head"]
         assert param_tree.size(trunk) == expected
-    schedule = optimizer.make_schedule(config, steps_per_epoch=10, total_steps=100)
-    update = optimizer.make_optimizer(config, plan, schedule)
+    schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch=10, total_steps=100)
+    update = optimizer.make_optimizer(config.optimizer, plan, schedule)
 
     def one_step(variables, images):
         state, frozen = steps.divide(plan, variables, update)

@@ -110,7 +110,7 @@ def test_a_plan_blocks_nothing(config, tmp_path):
     path = tmp_path / "run"
     arguments = ["--config", str(config), "--workdir", str(path)]
     assert main([*arguments, "--mode", "plan", "--config.freeze.strategy=full"]) == 0
-    assert [file.name for file in path.iterdir()] == ["plan.json"]
+    assert files(path).keys() == {"plan.json", "figures/plan.png"}
     assert main([*arguments, "--config.train.epochs=1"]) == 0
     assert read_json(path / "plan.json")["strategy"] == "linear_probe"
 
@@ -149,6 +149,44 @@ def test_config_files_that_cannot_be_used(fails, config, tmp_path):
     fails(["broken.py fails", "SyntaxError"], "--config", broken)
     broken.write_text("x = 1\n")
     fails("does not define get_config()", "--config", broken)
+
+
+def test_a_config_file_that_ends_the_program(fails, tmp_path):
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    fails("ends.py fails: SystemExit: 3", "--config", tmp_path / "ends.py")
+
+
+def test_sections_are_no_fields(fails, config):
+    splits = "data.splits.train, data.splits.validation, data.splits.test"
+    said = fails(
+        f"config.data.splits: is a section; its fields are {splits}\n",
+        *("--config", config, "--config.data.splits=train", "--config.train=3"),
+    )
+    assert "config.train: is a section; its fields are train.epochs, " in said
+
+
+def test_arguments_that_are_not_utf8(fails, config):
+    fails(r"'a\udcff' is not UTF-8", "--config", config, "--workdir", "a\udcff")
+    fails(r"'a\udcff' is not UTF-8", "--config", config, "--config.data.source=a\udcff")
+
+
+def test_a_compilation_cache_that_cannot_be_written(config, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    arguments = ["--config", str(config), "--workdir", str(tmp_path / "run"), "--mode", "plan"]
+    arguments.append(f"--config.logging.compilation_cache={tmp_path / 'file' / 'below'}")
+    assert main(arguments) == 0
+    (record,) = caplog.records
+    reason = "below cannot be written (Not a directory): going on without it"
+    assert record.getMessage() == f"logging.compilation_cache {tmp_path}/file/{reason}"
+
+
+def test_another_control_is_refused_before_the_run(fails, config, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    arguments = ["--config", str(config), "--workdir", str(path), "--config.train.epochs=1"]
+    assert main([*arguments, "--config.control=random_trunk"]) == 0
+    monkeypatch.setattr(trainer, "train", None)
+    words = [f"{path / 'control'} holds a run with another configuration", "config.freeze.strategy"]
+    fails(words, *arguments, "--config.control=from_scratch")
 
 
 def test_incomplete_commands(fails, config, tmp_path, capsys):
@@ -247,8 +285,6 @@ def test_weights_that_cannot_be_used(fails, config, network, tmp_path, damage, w
     assert not (work / "config.json").exists()
 
 
-# TensorStore's threads report to an event loop that Orbax has closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint(fails, config, trained, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(trained, path)
@@ -261,6 +297,47 @@ def test_a_damaged_checkpoint(fails, config, trained, tmp_path):
     shutil.rmtree(newest)
     assert main(["--config", str(config), "--workdir", str(path)]) == 0
     assert command_line.results(path)["exported"] == command_line.results(trained)["exported"]
+
+
+@pytest.mark.parametrize("name", ["position/metadata", "metrics/metrics"])
+@pytest.mark.parametrize("content", ["", "[]"])
+def test_a_damaged_file_of_a_checkpoint(fails, config, trained, tmp_path, name, content):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    (path / "summary.json").unlink()
+    newest = path / "checkpoints" / "6"
+    (newest / name).write_text(content)
+    words = [f"the checkpoint {newest} cannot be restored", "Remove that folder"]
+    fails(words, "--config", config, "--workdir", path)
+    shutil.rmtree(newest)
+    assert main(["--config", str(config), "--workdir", str(path)]) == 0
+    assert command_line.results(path)["exported"] == command_line.results(trained)["exported"]
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{", "\xff", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_damaged_file_of_the_work_directory(fails, config, trained, tmp_path, name, content):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    (path / name).write_bytes(content.encode("latin-1"))
+    words = [f"{path / name} is damaged: ", "Remove it"]
+    fails(words, "--config", config, "--workdir", path)
+    if name == "config.json":
+        fails(words, "--mode", "eval", "--workdir", path)
+    (path / name).unlink()
+    assert main(["--config", str(config), "--workdir", str(path)]) == 0
+    assert command_line.results(path) == command_line.results(trained)
+
+
+@pytest.mark.parametrize("line", ["[]", "null", "{}", "3", '{"step": "1"}'])
+def test_a_line_of_metrics_that_is_no_record(fails, config, trained, tmp_path, line):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    (path / "summary.json").unlink()
+    log = path / "metrics.jsonl"
+    log.write_text(f"{line}\n{log.read_text()}")
+    words = [f"{log} is damaged: line 1 is no record", "Remove that line"]
+    fails(words, "--config", config, "--workdir", path)
 
 
 # What is wrong with the data
@@ -327,7 +404,7 @@ def test_strategies_that_train_nothing_or_match_nothing(fails, config, tmp_path)
     unused = "--config.freeze.patterns=(('clasifier', 'train'), ('', 'frozen'))"
     fails("nothing matches 'clasifier'", *arguments, "patterns", unused)
     half = "--config.freeze.patterns=(('^classifier', 'train'),)"
-    fails("no pattern covers resnet/", *arguments, "patterns", half)
+    fails("no pattern covers resnet.", *arguments, "patterns", half)
     fails("takes no such option", *arguments, "full", "--config.freeze.k=2")
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -358,7 +435,8 @@ def test_a_full_disk(fails, config, tmp_path, monkeypatch):
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(where, name, full_disk)
-            fails("somewhere/there: no space left", *arguments)
+            said = fails("somewhere/there: no space left", *arguments)
+            assert said.lower().count("no space left") == 1
         assert not (tmp_path / "run" / "summary.json").exists()
     assert main(arguments) == 0  # there is space again, and nothing is in the way
 
@@ -416,6 +494,35 @@ def test_eval_repeats_the_run_s_figures(trained, config, folder, monkeypatch):
     after = files(trained)
     assert after.keys() == before.keys()
     assert after["summary.json"] == before["summary.json"]
+
+
+@pytest.mark.parametrize("option", ["model.dtype=bfloat16", "model.image_size=20"])
+def test_eval_computes_as_the_run_did(config, tmp_path, option):
+    path = tmp_path / "run"
+    arguments = ["--config", str(config), "--workdir", str(path), f"--config.{option}"]
+    assert main([*arguments, "--config.train.epochs=1"]) == 0
+    before = (path / "evaluation.json").read_bytes()
+    (path / "evaluation.json").unlink()
+    assert main(["--mode", "eval", "--workdir", str(path)]) == 0
+    assert (path / "evaluation.json").read_bytes() == before
+    classifier = inference.load_trained(str(path))
+    assert classifier.module.dtype == read_json(path / "config.json")["model"]["dtype"]
+
+
+def test_classes_cannot_steer_the_terminal(trained, tmp_path, capsys):
+    shutil.copytree(trained / "export", tmp_path / "export")
+    stored = read_json(tmp_path / "export" / "config.json")
+    stored["id2label"] = {number: f"{number}\x1b[31m" for number in stored["id2label"]}
+    (tmp_path / "export" / "config.json").write_text(json.dumps(stored))
+    image = tmp_path / "a\x9b.png"
+    noise(0).save(image)
+    assert (
+        main(["--mode", "predict", "--workdir", str(tmp_path / "export"), "--images", str(image)])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert r"\x1b[31m" in printed and "\x1b" not in printed
+    assert r"a\x9b.png" in printed and "\x9b" not in printed
 
 
 def test_predict_agrees_with_the_evaluation(trained, folder, capsys, config):
@@ -482,7 +589,10 @@ def test_there_must_be_a_classifier_and_a_data_set(fails, config, trained, tmp_p
 def test_control_c_is_one_line(config, tmp_path):
     path = tmp_path / "run"
     arguments = ("--config", config, "--workdir", path, "--config.train.epochs=500")
+    # A job in the background ignores SIGINT, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = command_line.start(*arguments)
+    signal.signal(signal.SIGINT, before)
     log = path / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 5):
         time.sleep(0.01)
@@ -492,6 +602,19 @@ def test_control_c_is_one_line(config, tmp_path):
     assert complained.splitlines()[-1].startswith("interrupted; the same command continues")
     assert "Traceback" not in complained
     assert any((path / "checkpoints").iterdir())
+
+
+def test_a_terminal_that_knows_ascii_only(config, tmp_path):
+    path = tmp_path / "run"
+    arguments = ("--config", config, "--workdir", path, "--config.train.epochs=1")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    printed, complained = command_line.run(*arguments, environment=ascii_only)
+    assert "the least FLOPs" in printed and printed.isascii() and not complained
+    assert (path / "export" / "README.md").read_text("utf-8")
+    predict = ("--mode", "predict", "--workdir", path, "--images", tmp_path / "Käfer.png")
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    _, complained = command_line.run(*predict, environment=ascii_only, code=2)
+    assert r"K\xe4fer.png: No such file" in complained and complained.isascii()
 
 
 def test_the_script_passes_the_exit_code_on(tmp_path):

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax import freezing, load_pretrained, optimizer, param_tree
+from tl_jax import job, load_pretrained, optimizer, param_tree
 from tl_jax.errors import UserError
 
 SCHEDULE = dict(steps_per_epoch=10, total_steps=100)
 
 
 def rates(config, steps=(0, 4, 9, 10, 55, 99)):
-    schedule = optimizer.make_schedule(config, **SCHEDULE)
+    schedule = optimizer.make_schedule(config.optimizer, **SCHEDULE)
     return [float(schedule(step)) for step in steps]
 
 
@@ -42,8 +42,13 @@ def resnet(network):
 
 def build(digits_config, pretrained, **fields):
     config = digits_config("resnet_bottleneck", **fields)
-    plan = freezing.resolve(config.freeze, pretrained.chain, pretrained.variables)
-    update = optimizer.make_optimizer(config, plan, lambda step: config.optimizer.learning_rate)
+    (plan,) = job.resolve_plans(config, pretrained)[1]
+    update = optimizer.make_optimizer(
+        config.optimizer,
+        plan,
+        lambda step: config.optimizer.learning_rate,
+        config.train.gradient_clip_norm or 0.0,
+    )
     return config, plan, update
 
 
@@ -73,7 +78,7 @@ def test_multipliers_and_decay_reach_the_update(digits_config, resnet):
     _config, plan, update = build(digits_config, resnet, **fields)
     trainable, _ = plan.split_params(resnet.variables["params"])
     grads = jax.tree.map(jnp.ones_like, trainable)
-    updates, _ = update.update(grads, update.init(trainable), trainable)
+    updates, _ = update.update(grads, update.init(trainable), trainable, step=0, start={})
     flat, weights = param_tree.flatten(updates), param_tree.flatten(trainable)
     for path, change in flat.items():
         multiplier = 1.0 if path.startswith("classifier") else 0.1
@@ -87,7 +92,7 @@ def test_adamw_decays_kernels_only_and_decoupled(digits_config, resnet):
     _config, _plan, update = build(digits_config, resnet, **fields)
     params = resnet.variables["params"]
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = update.update(zeros, update.init(params), params)
+    updates, _ = update.update(zeros, update.init(params), params, step=0, start={})
     for path, change in param_tree.flatten(updates).items():
         weight = param_tree.flatten(params)[path]
         decay = 0.1 if path.endswith("kernel") else 0.0
@@ -99,7 +104,7 @@ def test_clipping_is_over_the_trainable_part(digits_config, resnet):
     config, plan, update = build(digits_config, resnet, **fields)
     trainable, _ = plan.split_params(resnet.variables["params"])
     grads = jax.tree.map(lambda x: jnp.full(x.shape, 2.0), trainable)
-    updates, _ = update.update(grads, update.init(trainable), trainable)
+    updates, _ = update.update(grads, update.init(trainable), trainable, step=0, start={})
     norm = np.sqrt(sum(float((u**2).sum()) for u in jax.tree.leaves(updates)))
     assert norm == pytest.approx(config.optimizer.learning_rate, rel=1e-5)
 
@@ -107,7 +112,7 @@ def test_clipping_is_over_the_trainable_part(digits_config, resnet):
 def test_description_names_every_leaf(digits_config, resnet):
     fields = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1}
     config, plan, update = build(digits_config, resnet, **fields)
-    described = optimizer.describe(config, plan, update)
+    described = optimizer.describe(config.optimizer, plan, update)
     leaves = {leaf["path"]: leaf for leaf in described["leaves"]}
     assert leaves.keys() == param_tree.flatten(resnet.variables["params"]).keys()
     kernel = leaves["classifier_1/kernel"]
@@ -124,4 +129,4 @@ def test_description_names_every_leaf(digits_config, resnet):
 def test_a_warm_up_longer_than_the_training_is_refused(digits_config):
     config = digits_config("vit_plain", **{"optimizer.warmup": "11 epochs"})
     with pytest.raises(UserError, match="'11 epochs' is 110 steps, the whole training 100"):
-        optimizer.make_schedule(config, **SCHEDULE)
+        optimizer.make_schedule(config.optimizer, **SCHEDULE)

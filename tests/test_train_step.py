@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax import costs, freezing, job, load_pretrained, optimizer, parallel, param_tree, trainer
+from tl_jax import costs, job, load_pretrained, optimizer, parallel, param_tree, trainer
 from tl_jax import train_step as steps
 
 SHAPE = (32, 32, 3)
@@ -22,8 +22,13 @@ def images_and_labels(count, seed=0, classes=10):
 
 def build(config, axis_name=None, micro_batches=1):
     pretrained = load_pretrained(config.model.pretrained, 10, dtype=jnp.dtype(config.model.dtype))
-    plan = freezing.resolve(config.freeze, pretrained.chain, pretrained.variables)
-    update = optimizer.make_optimizer(config, plan, lambda step: config.optimizer.learning_rate)
+    _, (plan, *_), pretrained = job.resolve_plans(config, pretrained)
+    update = optimizer.make_optimizer(
+        config.optimizer,
+        plan,
+        lambda step: config.optimizer.learning_rate,
+        config.train.gradient_clip_norm or 0.0,
+    )
     module = pretrained.module.clone(axis_name=axis_name)
     step = steps.make_train_step(
         steps.make_loss(module, plan, config.train.label_smoothing),
@@ -166,7 +171,8 @@ def cost_of(config):
     """FLOPs of the compiled step on preprocessed images, of the forward pass and the minimum."""
     plan, _, state, frozen, pretrained = build(config)
     loss = steps.make_loss(pretrained.module, plan)
-    update = optimizer.make_optimizer(config, plan, lambda step: 0.1)
+    clip = config.train.gradient_clip_norm or 0.0
+    update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1, clip)
     step = steps.make_train_step(loss, update, lambda images, keys: images, seed=0)
     batch = images_and_labels(8)
     images = jnp.zeros((8, *SHAPE))

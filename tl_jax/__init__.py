@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tl_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+    from tl_jax.pretrained import Head, Pretrained, load_pretrained, save_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["Pretrained", "load_pretrained", "save_pretrained"]
+__all__ = ["Head", "Pretrained", "load_pretrained", "save_pretrained"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,10 @@ The last checkpoint is kept, and the best by validation.
 
 import contextlib
 import copy
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tl_jax.errors import UserError
-from tl_jax.train_step import TrainState
 
 _METRIC = "validation_accuracy"
 
@@ -39,15 +39,41 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
+@contextlib.contextmanager
+def _damage(folder: epath.Path) -> Iterator[None]:
+    """What goes wrong with the files of a checkpoint as an error that names its folder."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        reason = str(error).partition(" [tensorstore_spec")[0]
+        raise UserError(
+            f"the checkpoint {folder} cannot be restored: {reason}. "
+            "Remove that folder to go on from the one before it, or from the start."
+        ) from error
+
+
+def _check_metrics(folder: epath.Path) -> None:
+    """Orbax reads the metrics of all checkpoints at once, and would not say which are damaged."""
+    for file in folder.glob("*/metrics/metrics"):
+        if file.parents[1].name.isdigit():  # not a save that was cut short
+            with _damage(file.parents[1]):
+                float(json.loads(file.read_bytes())[_METRIC])
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a work directory.
 
     Args:
       folder: any path that epath knows.
+      keep: steps whose checkpoints stay whatever comes after.
+
+    Raises:
+      UserError: a checkpoint's metrics are damaged.
     """
 
-    def __init__(self, folder: epath.PathLike):
+    def __init__(self, folder: epath.PathLike, keep: Sequence[int] = ()):
         folder = epath.Path(folder)
+        _check_metrics(folder)
         self._manager = ocp.CheckpointManager(
             folder if "://" in str(folder) else folder.absolute(),  # Orbax takes no relative path
             item_names=("state", "position"),
@@ -60,6 +86,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [
                         preservation_policy.LatestN(1),
+                        preservation_policy.CustomSteps(list(keep)),
                         preservation_policy.BestN(
                             get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
                         ),
@@ -69,22 +96,22 @@ class Checkpoints:
         )
 
     def save(
-        self, state: TrainState, position: dict[str, Any], accuracy: float | None = None
+        self, step: int, kept: Any, position: dict[str, Any], accuracy: float | None = None
     ) -> None:
         """Writes a copy of both in the background: the caller may change or donate them at once.
 
         Args:
-          state: replicated over devices.
+          step: steps done.
+          kept: tree of arrays, replicated over devices; see `stages.kept`.
           position: what else a resumed run needs, as JSON: position of the input, plan, hashes.
           accuracy: on the validation split, where it was just measured.
 
         Raises:
           OSError: the disk is full, now or since the last call.
         """
-        step = int(state.step)
         if step in self._manager.all_steps():
             return
-        host, position = jax.tree.map(np.array, state._asdict()), copy.deepcopy(position)
+        host, position = jax.tree.map(np.array, kept), copy.deepcopy(position)
         with _disk_errors():
             self._manager.save(
                 step,
@@ -107,33 +134,34 @@ class Checkpoints:
         assert best is not None, "a run ends with a checkpoint"
         return best
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """A checkpoint as NumPy arrays of the shapes in `like`, and its position.
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """A checkpoint as a tree of NumPy arrays of the shapes in `like`, and its position.
 
         Raises:
           UserError: the checkpoint is damaged, or holds another network or optimizer.
         """
-        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like._asdict())
-        try:
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        with _damage(self.folder / str(step)):
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(shapes), position=ocp.args.JsonRestore()
                 ),
             )
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).partition(" [tensorstore_spec")[0]
-            folder = self._manager.directory / str(step)
-            raise UserError(
-                f"the checkpoint {folder} cannot be restored: {reason}. "
-                "Remove that folder to go on from the one before it, or from the start."
-            ) from error
-        return TrainState(**found.state), found.position
+        return found.state, found.position
 
     def position(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint alone."""
+        """The JSON part of a checkpoint alone.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).position
+        with _damage(self.folder / str(step)):
+            found = self._manager.restore(step, args=args).position
+            if not isinstance(found, dict):
+                raise ValueError("its position is no JSON object")
+        return found
 
     @property
     def folder(self) -> epath.Path:

@@ -29,6 +29,20 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Head:
+    """The new classifier, and what it sees of the network."""
+
+    kind: str = _option("linear", choices=("linear", "mlp"))  # an MLP's one hidden layer has GELU
+    hidden: int | None = _option(None, at_least=1)  # width of an MLP; None: that of its input
+    init: str = _option("zeros", choices=("zeros", "normal"))  # of the output layer; 1 / fan-in
+    dropout: float = _option(0.0, at_least=0.0, below=1.0)  # of what enters the head
+    # "cls" is a ViT's class token, "pooled" the mean over patches or positions, "default" the
+    # network's own: "cls" of a ViT, "pooled" of a ResNet.
+    input: str = _option("default", choices=("default", "pooled", "cls", "cls+mean"))
+    last_blocks: int = _option(1, at_least=1)  # whose outputs it sees, concatenated
+
+
+@dataclasses.dataclass(frozen=True)
 class Splits:
     """Which examples serve for what, in TensorFlow Datasets' slicing syntax."""
 
@@ -58,7 +72,9 @@ class Train:
 
     epochs: int = _option(10, at_least=1)
     label_smoothing: float = _option(0.0, at_least=0.0, below=1.0)
-    gradient_clip_norm: float | None = _option(None, above=0.0)  # over the trainable part
+    # Over the trainable part; 0 for none, None for 1 in phases that train more than the head: a
+    # new head's large errors would throw the trunk's weights far off.
+    gradient_clip_norm: float | None = _option(None, at_least=0.0)
     gradient_accumulation: int = _option(1, at_least=1)  # micro-batches a step
     checkpoint_every_steps: int | None = _option(None, at_least=1)  # besides each epoch's end
 
@@ -77,15 +93,20 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Freeze:
-    """The strategy and its options; None stands for the strategy's own default."""
+    """The strategy, and what goes with any of them; a strategy's options stand beside these."""
 
     strategy: str = "linear_probe"
-    k: int | None = _option(None, at_least=1)  # top_k: blocks that train
-    patterns: tuple | None = None  # patterns: ((regex, "frozen" | "train" | multiplier), …)
-    batch_norm: str = _option("frozen", choices=("frozen", "batch"))
-
-
-STRATEGY_OPTIONS = ("k", "patterns")
+    # "frozen": running statistics stay. "batch": blocks that train use the batch's and update the
+    # running ones. "stats_only": all blocks do, with frozen weights. "reestimate": one pass over
+    # the training data measures them anew, before training or after.
+    batch_norm: str = _option("frozen", choices=("frozen", "batch", "stats_only", "reestimate"))
+    reestimate: str = _option("before", choices=("before", "after"))
+    layer_decay: float | None = _option(
+        None, above=0.0, below=1.0
+    )  # rate × this for each block down
+    discriminative: tuple | None = None  # (lowest, highest) multiplier, from the stem to the head
+    phases: tuple | None = None  # a dict for each phase: "epochs", and any field of optimizer
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as freeze.NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +123,7 @@ class Config:
     """Everything that a run depends on."""
 
     model: Model = Model()
+    head: Head = Head()
     data: Data = Data()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
@@ -110,6 +132,8 @@ class Config:
     parallel: str = _option("pmap", choices=("pmap", "shard_map"))
     cache: str = _option("off", choices=("off",))  # of the frozen prefix: not built yet
     control: str | None = _option(None, choices=("random_trunk", "from_scratch"))  # run beside
+    # A finished work directory: its classifier, head and all, in the place of model.pretrained.
+    init_from: str | None = None
     seed: int = _option(0, at_least=0, below=2**31)
 
 
@@ -128,12 +152,14 @@ WITHOUT_EFFECT = (
 def default_config() -> ConfigDict:
     """The schema's defaults, to be changed field by field in a config file."""
     # Not type-safe: `config_files` checks, and a field may take types ("5%" where 0 stands).
-    return ConfigDict(dataclasses.asdict(Config()), type_safe=False)
+    return ConfigDict(to_dict(Config()), type_safe=False)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dict, as written to `config.json`."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    fields = dataclasses.asdict(config)
+    fields["freeze"] |= fields["freeze"].pop("options")
+    return json.loads(json.dumps(fields))
 
 
 def config_hash(config: Config) -> str:

@@ -13,13 +13,14 @@ import re
 import runpy
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from tl_jax.config import STRATEGY_OPTIONS, Config, flatten, steps_of
+from tl_jax import strategies
+from tl_jax.config import Config, Freeze, Optimizer, flatten, steps_of, to_dict
 from tl_jax.errors import UserError, nearest
 
 
@@ -43,63 +44,162 @@ def load_config(path: str) -> dict[str, Any]:
         if error.args == ("get_config",):
             raise UserError(f"{path} does not define get_config()") from None
         raise UserError(f"{path} fails: KeyError: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} fails: {type(error).__name__}: {error}") from error
 
 
 def resolve(
     fields: Mapping[str, Any],
     overrides: Sequence[tuple[str, str]] = (),
-    checks: Sequence[Callable[[Config], list[str]]] = (),
+    *,
+    recorded: bool = False,
 ) -> Config:
     """Fields of a config file with overrides laid over them, checked.
 
     Args:
       fields: nested dict; what it leaves out takes the schema's default.
       overrides: pairs of a dotted field name and its value as text, as on the command line.
-      checks: what other modules have to say of a well-typed configuration.
+      recorded: the fields are those of a run that was made, whose strategy may be its own config
+        file's: then that and its options are taken as they are.
 
     Raises:
       UserError: names every unknown, ill-typed or impossible field.
     """
     problems: list[str] = []
-    flat = {name: value for name, value in flatten(fields)}
-    schema = _schema()
-    if dict(overrides).get("freeze.strategy", flat.get("freeze.strategy")) != flat.get(
-        "freeze.strategy"
-    ):  # the options in the file were written for the file's strategy
-        for option in STRATEGY_OPTIONS:
-            flat.pop(f"freeze.{option}", None)
+    flat = dict(flatten(fields))
+    fixed = _schema()
+    chosen = dict(overrides).get(_STRATEGY, flat.get(_STRATEGY, Freeze.strategy))
+    if chosen != flat.get(_STRATEGY, Freeze.strategy):
+        # The options in the file were written for the file's strategy.
+        flat = {n: v for n, v in flat.items() if n in fixed or not n.startswith("freeze.")}
+    options = _options(chosen)
+    recorded = recorded and chosen not in strategies.STRATEGIES
+    if recorded:
+        own = {n: v for n, v in flat.items() if n.startswith("freeze.") and n not in fixed}
+        options = {name: (Any, {}, value) for name, value in own.items()}
+    schema = fixed | {name: (hint, limits) for name, (hint, limits, _) in options.items()}
     for name, text in overrides:
-        if name in schema:
-            flat[name] = _parse(text, schema[name][0])
-        else:
-            flat[name] = text
-    values = {}
+        flat[name] = _parse(text, schema[name][0]) if name in schema else text
+    values = {name: default for name, (_, _, default) in options.items()}
     for name, value in flat.items():
         if name not in schema:
-            problems.append(f"config.{name}: no such field{nearest(name, schema)}")
-        else:
-            annotation, limits = schema[name]
-            value = _coerce(value, annotation)
-            wrong = [f"config.{name}: {p}" for p in _check(value, annotation, limits)]
-            if not wrong:
-                values[name] = value
-            problems += wrong
-    config = _build(Config, values)
+            problems += [f"config.{name}: {problem}" for problem in _unknown(name, chosen, schema)]
+            continue
+        annotation, limits = schema[name]
+        value = _coerce(value, annotation)
+        wrong = [f"config.{name}: {p}" for p in _check(value, annotation, limits)]
+        if not wrong:
+            values[name] = value
+        problems += wrong
+    config = _build(Config, {name: value for name, value in values.items() if name in fixed})
+    taken = {name.removeprefix("freeze."): values[name] for name in options}
+    config = dataclasses.replace(config, freeze=dataclasses.replace(config.freeze, options=taken))
     named = {problem.partition(":")[0] for problem in problems}  # once is enough
-    for problem in (problem for check in (_check_whole, *checks) for problem in check(config)):
-        if problem.partition(":")[0] not in named:
+    for problem in (*_check_freeze(config.freeze), *_check_whole(config)):
+        said = problem.partition(":")[0] in named or (recorded and _STRATEGY in problem)
+        if not said:
             problems.append(problem)
     if problems:
         raise UserError("the configuration has problems:\n  " + "\n  ".join(problems))
     return config
 
 
+def with_strategy(config: Config, strategy: str) -> Config:
+    """The same run with a control's strategy, and the BatchNorm policy nearest to the run's."""
+    fields = to_dict(config)
+    legal = {("random_trunk", "batch"): "frozen", ("from_scratch", "stats_only"): "batch"}
+    policy = config.freeze.batch_norm
+    fields["freeze"] = {
+        "strategy": strategy,
+        "batch_norm": legal.get((strategy, policy), policy),
+        "reestimate": config.freeze.reestimate,
+    }
+    fields["init_from"] = None  # a control knows nothing of other runs
+    return resolve(fields)
+
+
+_STRATEGY = "freeze.strategy"
+
+
+def _options(strategy: str) -> dict[str, tuple[Any, Mapping, Any]]:
+    """Annotation, limits and default of a strategy's options by their dotted names."""
+    if not isinstance(strategy, str) or strategy not in strategies.STRATEGIES:
+        return {}
+    return {f"freeze.{name}": found for name, found in strategies.options_of(strategy).items()}
+
+
+def _unknown(name: str, strategy: str, schema: Mapping[str, Any]) -> list[str]:
+    """What to say of a field that is not in the schema."""
+    if inside := [field for field in schema if field.startswith(f"{name}.")]:
+        return [f"is a section; its fields are {', '.join(inside)}"]
+    of_others = {option for other in strategies.STRATEGIES for option in _options(other)}
+    if name not in of_others:
+        return [f"no such field{nearest(name, {**schema, **dict.fromkeys(of_others)})}"]
+    if strategy not in strategies.STRATEGIES:
+        return []  # that is said already
+    takes = [option.removeprefix("freeze.") for option in _options(strategy)]
+    hint = f"; it takes {', '.join(takes)}" if takes else ""
+    return [f"the strategy {strategy} takes no such option{hint}"]
+
+
+def _check_freeze(freeze: Freeze) -> list[str]:
+    """What is wrong with the strategy and with what goes with any of them."""
+    problems = []
+    if freeze.strategy not in strategies.STRATEGIES:
+        known = ", ".join(strategies.STRATEGIES)
+        hint = nearest(freeze.strategy, strategies.STRATEGIES)
+        problems.append(f"config.{_STRATEGY}: {freeze.strategy!r} is none of {known}{hint}")
+    if freeze.discriminative is not None:
+        numbers = [v for v in freeze.discriminative if type(v) in (int, float) and 0 < v < math.inf]
+        if len(numbers) != 2 or len(freeze.discriminative) != 2:
+            problems.append(
+                f"config.freeze.discriminative: {freeze.discriminative!r} is no pair of a lowest "
+                "and a highest multiplier above 0"
+            )
+        if freeze.layer_decay is not None:
+            problems.append(
+                "config.freeze.discriminative: goes without freeze.layer_decay: both say how the "
+                "rate falls with depth"
+            )
+    if freeze.reestimate == "after" and freeze.batch_norm != "reestimate":
+        problems.append("config.freeze.reestimate: goes with freeze.batch_norm=reestimate only")
+    for number, phase in enumerate(freeze.phases or ()):
+        where = f"config.freeze.phases[{number}]"
+        problems += [f"{where}{problem}" for problem in _phase_problems(phase)]
+    return problems
+
+
+def _phase_problems(phase: Any) -> list[str]:
+    """What is wrong with one entry of `freeze.phases`."""
+    if not isinstance(phase, Mapping):
+        return [f": {phase!r} is no dict of epochs and fields of the optimizer"]
+    schema = _schema(Optimizer) | {"epochs": (float, {"at_least": 0.0})}
+    problems = []
+    for name, value in phase.items():
+        if name not in schema:
+            problems.append(f".{name}: no such field{nearest(str(name), schema)}")
+            continue
+        annotation, limits = schema[name]
+        problems += [
+            f".{name}: {p}" for p in _check(_coerce(value, annotation), annotation, limits)
+        ]
+        if name == "warmup":
+            problems += [f".{name}: {problem}" for problem in _duration_problems(value)]
+    return problems
+
+
+def _duration_problems(value: Any) -> list[str]:
+    try:
+        steps_of(value, steps_per_epoch=1, total_steps=100)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
 def _check_whole(config: Config) -> list[str]:
     """Problems that lie between fields."""
     problems = []
-    if not config.model.pretrained:
+    if not config.model.pretrained and not config.init_from:
         problems.append("config.model.pretrained: name a Hub id or a folder")
     if not re.match(r"(tfds|hf|folder):.", config.data.source):
         problems.append(
@@ -111,10 +211,13 @@ def _check_whole(config: Config) -> list[str]:
             f"config.data.batch_size: {config.data.batch_size} does not divide into "
             f"train.gradient_accumulation = {config.train.gradient_accumulation} micro-batches"
         )
-    try:
-        steps_of(config.optimizer.warmup, steps_per_epoch=1, total_steps=100)
-    except ValueError as error:
-        problems.append(f"config.optimizer.warmup: {error}")
+    if config.head.hidden is not None and config.head.kind != "mlp":
+        problems.append(
+            f"config.head.hidden: {config.head.hidden} is the width of an MLP, and head.kind is "
+            f"{config.head.kind!r}"
+        )
+    for problem in _duration_problems(config.optimizer.warmup):
+        problems.append(f"config.optimizer.warmup: {problem}")
     return problems
 
 
@@ -124,6 +227,8 @@ def _schema(section: type = Config, prefix: str = "") -> dict[str, tuple[Any, Ma
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
         name, annotation = f"{prefix}{field.name}", hints[field.name]
+        if typing.get_origin(annotation) is Mapping:
+            continue  # the strategy's own options, which it declares itself
         if dataclasses.is_dataclass(annotation):
             fields |= _schema(typing.cast(type, annotation), f"{name}.")
         else:
@@ -166,7 +271,7 @@ def _parse(text: str, annotation: Any) -> Any:
 def _coerce(value: Any, annotation: Any) -> Any:
     """What is harmless: an int where a float is meant, a list where a tuple is."""
     kinds = _kinds(annotation)
-    if float in kinds and type(value) is int:
+    if float in kinds and int not in kinds and type(value) is int:
         return float(value)
     if tuple in kinds and isinstance(value, list | tuple):
         return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
@@ -175,6 +280,8 @@ def _coerce(value: Any, annotation: Any) -> Any:
 
 def _check(value: Any, annotation: Any, limits: Mapping) -> list[str]:
     kinds = _kinds(annotation)
+    if annotation is Any:
+        return []
     if type(value) not in kinds:
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         return [f"{value!r} is {type(value).__name__}, not {names}"]
@@ -192,4 +299,6 @@ def _check(value: Any, annotation: Any, limits: Mapping) -> list[str]:
         problems.append(f"{value} is not more than {limits['above']}")
     if limits.get("below") is not None and value >= limits["below"]:
         problems.append(f"{value} is not less than {limits['below']}")
+    if "check" in limits:
+        problems += limits["check"](value)
     return problems

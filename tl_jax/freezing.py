@@ -1,151 +1,63 @@
-"""Freezing strategies: what trains and how fast, and the proof that the rest did not move.
+"""A strategy's recipe on one network → a plan for each phase, and the proof of what stayed frozen.
 
-A strategy is a short list of rules; the first that matches a parameter puts it into a group.
-Everything else follows from the plan that this gives: what is differentiated, the optimizer's
-labels, the BatchNorm policy, what a checkpoint stores, the printed table and the certificate.
+Everything follows from the plan: what is differentiated, the optimizer's labels, the BatchNorm
+policy, what a checkpoint stores, the printed table and the certificate.
 """
 
 import dataclasses
 import hashlib
-import inspect
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tl_jax import param_tree
-from tl_jax.config import STRATEGY_OPTIONS, Config, Freeze
-from tl_jax.errors import UserError, nearest
-from tl_jax.models import BlockSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """What a strategy sees of one parameter.
-
-    Attributes:
-      path: in the tree, `resnet/embedder/embedder/convolution/kernel`.
-      shape: of the array.
-      dtype: of the array, by name.
-      block: index in the chain of blocks.
-      depth: blocks between it and the top of the trunk: 0 in the last residual block or encoder
-        layer, 1 in the one below …; -1 in the final norm, -2 in the head.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    block: int
-    depth: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Parameters that share one label: `frozen`, `head` or `trunk/…`.
-
-    Attributes:
-      name: the label.
-      multiplier: of the learning rate; None where nothing trains.
-    """
-
-    name: str
-    multiplier: float | None = 1.0
-
-
-FROZEN = Group("frozen", None)
-HEAD = Group("head")
-TRUNK = Group("trunk")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """Parameters for which `matches` holds belong to `group`; `text` says so to a reader."""
-
-    text: str
-    matches: Callable[[Parameter], bool]
-    group: Group
-
+from tl_jax import lora, param_tree
+from tl_jax.config import Freeze
+from tl_jax.errors import UserError
+from tl_jax.models import BlockSpec, Family
+from tl_jax.strategies import (
+    FROZEN,
+    HEAD,
+    KINDS,
+    STRATEGIES,
+    Group,
+    Lora,
+    Network,
+    Parameter,
+    Phase,
+    Recipe,
+    Rule,
+)
 
 _NAMED = 5  # so many of a kind are named in an error, the others counted
-
-_HEAD_TRAINS = Rule("the head", lambda parameter: parameter.depth == -2, HEAD)
-_REST_TRAINS = Rule("the trunk", lambda parameter: True, TRUNK)
-_REST_FROZEN = Rule("the rest", lambda parameter: True, FROZEN)
-
-
-def linear_probe() -> tuple[Rule, ...]:
-    """Only the head trains, on features of the frozen trunk (Alain & Bengio, arXiv:1610.01644)."""
-    return (_HEAD_TRAINS, _REST_FROZEN)
-
-
-def full() -> tuple[Rule, ...]:
-    """Everything trains, the trunk from its pretrained weights."""
-    return (_HEAD_TRAINS, _REST_TRAINS)
-
-
-def top_k(*, k: int = 1) -> tuple[Rule, ...]:
-    """The last k blocks, the final norm and the head train (Yosinski et al., arXiv:1411.1792)."""
-    upper = Rule(f"the last {k} blocks and the final norm", lambda p: p.depth < k, TRUNK)
-    below = Rule(f"what lies below the last {k} blocks", lambda p: p.depth >= k, FROZEN)
-    return (_HEAD_TRAINS, upper, below)
-
-
-def patterns(
-    *, patterns: Sequence[Sequence] = ((r"^classifier", "train"), (r"", "frozen"))
-) -> tuple[Rule, ...]:
-    """Regular expressions, searched in the parameter's path; the first that matches decides.
-
-    Args:
-      patterns: pairs of an expression and "train", "frozen" or a multiplier of the learning rate.
-    """
-    return tuple(_pattern_rule(regex, value) for regex, value in patterns)
-
-
-def _pattern_rule(regex: str, value: str | float) -> Rule:
-    group = FROZEN
-    if value != "frozen":
-        group = Group(f"trunk/{regex}", 1.0 if value == "train" else float(value))
-    return Rule(repr(regex), lambda parameter: bool(re.search(regex, parameter.path)), group)
-
-
-@dataclasses.dataclass(frozen=True)
-class Strategy:
-    """A labelling, and the weights that the trunk starts from."""
-
-    rules: Callable[..., tuple[Rule, ...]]
-    trunk: str = "pretrained"  # or "random"
-
-
-STRATEGIES: dict[str, Strategy] = {
-    "linear_probe": Strategy(linear_probe),
-    "full": Strategy(full),
-    "top_k": Strategy(top_k),
-    "patterns": Strategy(patterns),
-    # The controls: what a transfer figure means is its distance from these.
-    "random_trunk": Strategy(linear_probe, trunk="random"),
-    "from_scratch": Strategy(full, trunk="random"),
-}
+_FIRST_WORDS = ("adapter", "head", "position", "norm", "stem", "bias")  # rather than the others
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The resolved labelling: the single truth about what trains.
+    """The resolved labelling of one phase: the single truth about what trains in it.
 
     Attributes:
       strategy: its name.
+      phase: the phase's name.
       trunk: "pretrained" or "random": the weights that the trunk starts from.
       parameters: every parameter, in the order of the paths.
       groups: the group of each, by path.
       boundary: index of the first block with a trainable parameter.
       blocks: names of the chain's blocks.
-      batch_norm: "frozen": every statistic stays as it is stored. "batch": blocks with a trainable
-        parameter normalise by the batch and update their running statistics.
-      statistics: paths of the moving statistics (empty when batch_norm is "frozen").
+      batch_norm: as `config.Freeze` says.
+      statistics: paths of the statistics that move (empty when batch_norm is "frozen").
       frozen_statistics: paths of the others.
+      adapters: what stands beside the trunk's kernels.
+      entries: for each parameter that trains, the phase since which it has.
+      rate: multiplies the configuration's learning rate.
+      notes: what a reader of the plan should know.
     """
 
     strategy: str
+    phase: str
     trunk: str
     parameters: tuple[Parameter, ...]
     groups: Mapping[str, Group]
@@ -154,6 +66,10 @@ class Plan:
     batch_norm: str
     statistics: frozenset[str]
     frozen_statistics: frozenset[str]
+    adapters: Lora | None
+    entries: Mapping[str, int]
+    rate: float = 1.0
+    notes: tuple[str, ...] = ()
 
     def trains(self, path: str) -> bool:
         """Whether the parameter at this path is differentiated and updated."""
@@ -167,6 +83,8 @@ class Plan:
     @property
     def batch_norm_blocks(self) -> tuple[int, ...]:
         """Indices of the blocks that normalise by the statistics of the batch."""
+        if self.batch_norm == "stats_only":
+            return tuple(range(len(self.blocks)))
         return self.training_blocks if self.batch_norm == "batch" else ()
 
     def split_params(self, params: param_tree.Tree) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -178,129 +96,290 @@ class Plan:
         return param_tree.split(stats, self.statistics.__contains__)
 
 
-def problems(config: Config) -> list[str]:
-    """What is wrong with `config.freeze`, a line each; nothing needs to be loaded for it."""
-    freeze = config.freeze
-    if freeze.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        hint = nearest(freeze.strategy, STRATEGIES)
-        return [f"config.freeze.strategy: {freeze.strategy!r} is none of {known}{hint}"]
-    takes = inspect.signature(STRATEGIES[freeze.strategy].rules).parameters
-    found = [
-        f"config.freeze.{name}: the strategy {freeze.strategy} takes no such option"
-        + (f"; it takes {', '.join(takes)}" if takes else "")
-        for name in _options(freeze)
-        if name not in takes
-    ]
-    for pair in freeze.patterns or ():
-        found += _pattern_problems(pair)
-    return found
-
-
-def _pattern_problems(pair: Any) -> list[str]:
-    where = "config.freeze.patterns"
-    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-        return [f'{where}: {pair!r} is no pair of an expression and "train", "frozen" or a number']
-    regex, value = pair
-    found = []
-    try:
-        re.compile(regex)
-    except re.error as error:
-        found.append(f"{where}: {regex!r} is no regular expression: {error}")
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf
-    if value not in ("train", "frozen") and not number:
-        found.append(f'{where}: {value!r} is none of "train", "frozen", a number above 0')
-    return found
-
-
-def _options(freeze: Freeze) -> dict[str, Any]:
-    """The strategy's options that the configuration sets."""
-    options = {name: getattr(freeze, name) for name in STRATEGY_OPTIONS}
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def resolve(freeze: Freeze, chain: Sequence[BlockSpec], variables: Mapping[str, Any]) -> Plan:
-    """The plan that a strategy gives for one network.
+def depth_map(
+    family: Family,
+    chain: Sequence[BlockSpec],
+    params: param_tree.Tree,
+    names: Mapping[str, str],
+) -> Network:
+    """Every parameter with its place in the chain and its kinds.
 
     Args:
-      freeze: the strategy and its options.
+      family: says which paths are of which kind.
       chain: the network's blocks, from the stem to the head.
-      variables: `{"params": …, "batch_stats": …}` of arrays or of shapes with dtype.
+      params: tree of arrays or of shapes with dtype, adapters included.
+      names: path in the variables (`params/…`) → key in a classifier's file.
+    """
+    top = len(chain) - 3  # the chain ends: last block, final norm or pool, head
+    parameters = []
+    for path, leaf in param_tree.flatten(params).items():
+        block = block_of(path, chain)
+        parameters.append(
+            Parameter(
+                path=path,
+                name=names.get(f"params/{path}", path.replace("/", ".")),
+                shape=tuple(leaf.shape),
+                dtype=str(np.dtype(leaf.dtype)),
+                block=block,
+                block_name=chain[block].name,
+                depth=top - block,
+                fraction=block / (len(chain) - 1),
+                kinds=_kinds(path, block, len(chain), family),
+            )
+        )
+    blocks = tuple(spec.name for spec in chain)
+    return Network(family.model_type, blocks, tuple(parameters))
+
+
+def _kinds(path: str, block: int, blocks: int, family: Family) -> tuple[str, ...]:
+    if path.startswith(f"{lora.ROOT}/"):
+        return ("adapter",)
+    words = {word for pattern, word in family.kinds if re.search(pattern, path)}
+    words |= {"head"} if block == blocks - 1 else {"stem"} if block == 0 else set()
+    if path.rpartition("/")[-1] == "bias":
+        words.add("bias")
+    order = [*_FIRST_WORDS, *(kind for kind in KINDS if kind not in _FIRST_WORDS)]
+    return tuple(sorted(words, key=order.index))
+
+
+def block_of(path: str, chain: Sequence[BlockSpec]) -> int:
+    """Index of the block that holds the parameter, adapter or statistic at `path`."""
+    for index, block in enumerate(chain):
+        if block.owns(path.removeprefix(f"{lora.ROOT}/")):
+            return index
+    raise ValueError(f"no block of the chain holds {path}")
+
+
+def recipe(freeze: Freeze, network: Network) -> Recipe:
+    """What the configured strategy comes to on this network.
 
     Raises:
-      UserError: a parameter that no rule covers, a rule that matches no parameter, or nothing
-        that trains.
+      UserError: its options do not fit the network.
     """
-    strategy = STRATEGIES[freeze.strategy]
-    rules = strategy.rules(**_options(freeze))
-    parameters = describe(chain, variables["params"])
-    groups, uncovered = {}, []
-    for parameter in parameters:
-        group = next((rule.group for rule in rules if rule.matches(parameter)), None)
-        if group is None:
-            uncovered.append(parameter.path)
-        else:
-            groups[parameter.path] = _in_head(group) if parameter.depth == -2 else group
-    wrong = [f"no pattern covers {path}" for path in uncovered[:_NAMED]]
+    where = f"config.freeze ({freeze.strategy})"
+    try:
+        found = STRATEGIES[freeze.strategy](network, **freeze.options)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{where} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Recipe) or not found.phases:
+        raise UserError(f"{where}: the strategy must return a Recipe of at least one Phase")
+    groups = {rule.group for phase in found.phases for rule in phase.rules}
+    if problems := [problem for group in groups for problem in _group_problems(group)]:
+        raise UserError(f"{where}:\n  " + "\n  ".join(sorted(problems)))
+    return found
+
+
+def _group_problems(group: Group) -> list[str]:
+    numbers = {
+        "multiplier": group.multiplier,
+        "weight_decay": group.weight_decay,
+        "pull": group.pull,
+    }
+    problems = [
+        f"group {group.name!r}: {name} = {value!r} is no number of at least 0"
+        for name, value in numbers.items()
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf)
+    ]
+    if group.multiplier == 0:
+        problems.append(f"group {group.name!r}: multiplier = 0 is frozen: use freeze(…)")
+    if group.name == FROZEN.name and group.multiplier is not None:
+        problems.append(f"group {group.name!r} trains: give it another name")
+    return problems
+
+
+def resolve(
+    freeze: Freeze, recipe: Recipe, network: Network, statistics: Mapping[str, int]
+) -> tuple[Plan, ...]:
+    """The plan of each phase.
+
+    Args:
+      freeze: what goes with any strategy.
+      recipe: what the strategy comes to.
+      network: with the recipe's adapters.
+      statistics: paths of the running statistics, with the index of each one's block.
+
+    Raises:
+      UserError: a parameter that no rule covers, a rule that matches no parameter, nothing that
+        trains, or a BatchNorm policy that does not go with the strategy.
+    """
+    labels, notes = [], []
+    for phase in recipe.phases:
+        groups, found = _label(freeze.strategy, phase, network)
+        notes += [note for note in found if note not in notes]
+        labels.append(_with_depth(groups, network, freeze, recipe))
+    problem = _batch_norm_problem(freeze, labels, network, statistics)
+    if problem:
+        raise UserError(f"config.freeze.batch_norm: {freeze.batch_norm!r}: {problem}")
+    if freeze.batch_norm == "stats_only":
+        notes.append("batch_norm=stats_only: the statistics, and so the trunk's function, change")
+    if freeze.batch_norm == "reestimate":
+        notes.append(
+            f"batch_norm=reestimate: a pass over the training data {freeze.reestimate} training "
+            "measures the statistics anew, which changes the trunk's function"
+        )
+    plans: list[Plan] = []
+    for number, (phase, groups) in enumerate(zip(recipe.phases, labels, strict=True)):
+        before = plans[-1].entries if plans else {}
+        trains = [path for path, group in groups.items() if group.multiplier is not None]
+        training = {p.block for p in network.parameters if p.path in set(trains)}
+        moving = {
+            path
+            for path, block in statistics.items()
+            if freeze.batch_norm in ("stats_only", "reestimate")
+            or (freeze.batch_norm == "batch" and block in training)
+        }
+        plans.append(
+            Plan(
+                strategy=freeze.strategy,
+                phase=phase.name,
+                trunk=recipe.trunk,
+                parameters=network.parameters,
+                groups=groups,
+                boundary=min(training),
+                blocks=network.blocks,
+                batch_norm=freeze.batch_norm,
+                statistics=frozenset(moving),
+                frozen_statistics=frozenset(statistics.keys() - moving),
+                adapters=recipe.adapters,
+                entries={path: before.get(path, number) for path in trains},
+                rate=phase.rate,
+                notes=tuple(notes),
+            )
+        )
+    return tuple(plans)
+
+
+def _label(strategy: str, phase: Phase, network: Network) -> tuple[dict[str, Group], list[str]]:
+    """The group of each parameter, and notes on rules that match none."""
+    groups: dict[str, Group] = {}
+    uncovered = []
+    for parameter in network.parameters:
+        group = next((rule.group for rule in phase.rules if rule.matches(parameter)), None)
+        if group is None and phase.total:
+            uncovered.append(parameter.name)
+        group = FROZEN if group is None or group.multiplier is None else group
+        groups[parameter.path] = _in_head(group) if "head" in parameter.kinds else group
+    wrong = [f"no pattern covers {name}" for name in uncovered[:_NAMED]]
     if len(uncovered) > _NAMED:
         wrong.append(f"… and {len(uncovered) - _NAMED} more parameters that no pattern covers")
-    wrong += [
-        f"nothing matches {rule.text} ({rule.group.name})"
-        for rule in rules
-        if not any(map(rule.matches, parameters))
-    ]
+    idle = [rule for rule in phase.rules if not any(map(rule.matches, network.parameters))]
+    wrong += [f"nothing matches {_named(rule)}" for rule in idle if not rule.absent]
     if not uncovered and all(group.multiplier is None for group in groups.values()):
         wrong.append("no parameter trains")
+    named: dict[str, Group] = {}
+    for group in dict.fromkeys(groups.values()):
+        if named.setdefault(group.name, group) != group:
+            wrong.append(f"two groups are called {group.name!r}: give each a name of its own")
     if wrong:
-        names = ", ".join(block.name for block in chain)
         raise UserError(
-            f"config.freeze ({freeze.strategy}):\n  "
+            f"config.freeze ({strategy}):\n  "
             + "\n  ".join(wrong)
-            + f"\nThe chain's blocks are {names}; a parameter's path is like {parameters[-1].path}."
+            + f"\nThe chain's blocks are {', '.join(network.blocks)}; a parameter's name is like "
+            f"{network.parameters[-1].name}, its path {network.parameters[-1].path}."
         )
-    training = {p.block for p in parameters if groups[p.path].multiplier is not None}
-    statistics = param_tree.flatten(variables.get("batch_stats", {})).keys()
-    moving = {
-        path
-        for path in statistics
-        if freeze.batch_norm == "batch" and block_of(path, chain) in training
-    }
-    return Plan(
-        strategy=freeze.strategy,
-        trunk=strategy.trunk,
-        parameters=parameters,
-        groups=groups,
-        boundary=min(training),
-        blocks=tuple(block.name for block in chain),
-        batch_norm=freeze.batch_norm,
-        statistics=frozenset(moving),
-        frozen_statistics=frozenset(statistics - moving),
-    )
+    return groups, [f"{rule.text}: {rule.absent}".removeprefix(": ") for rule in idle]
+
+
+def _named(rule: Rule) -> str:
+    return f"{rule.text} ({rule.group.name})"
 
 
 def _in_head(group: Group) -> Group:
     """The same group, called after the head: a label has one multiplier."""
-    if group.multiplier in (None, 1.0):
-        return HEAD if group.multiplier else FROZEN
-    return Group(group.name.replace("trunk", "head", 1), group.multiplier)
+    if group.multiplier is None or group.name.startswith("head"):
+        return group
+    if dataclasses.replace(group, name=HEAD.name) == HEAD:
+        return HEAD
+    return dataclasses.replace(group, name=group.name.replace("trunk", "head", 1))
 
 
-def describe(chain: Sequence[BlockSpec], params: param_tree.Tree) -> tuple[Parameter, ...]:
-    """Every parameter with its place in the chain."""
-    top = len(chain) - 3  # the chain ends: last block, final norm or pool, head
-    return tuple(
-        Parameter(path, tuple(leaf.shape), str(np.dtype(leaf.dtype)), block, top - block)
-        for path, leaf in param_tree.flatten(params).items()
-        for block in [block_of(path, chain)]
+def _with_depth(
+    groups: dict[str, Group], network: Network, freeze: Freeze, recipe: Recipe
+) -> dict[str, Group]:
+    """The groups with the learning rate's fall with depth, a group a block."""
+    decay, pair = freeze.layer_decay, freeze.discriminative
+    if (decay and recipe.discriminative) or (pair and recipe.layer_decay):
+        raise UserError(
+            f"config.freeze: the strategy {freeze.strategy} says itself how the rate falls with "
+            "depth: leave the other way out"
+        )
+    if decay is None and pair is None:
+        decay, pair = recipe.layer_decay, recipe.discriminative
+    if decay is None and pair is None:
+        return groups
+    scaled = {}
+    for parameter in network.parameters:
+        group = groups[parameter.path]
+        if group.multiplier is not None:
+            if decay is not None:  # 0 blocks below the top: the head and the final norm
+                factor = decay ** max(parameter.depth + 1, 0)
+            else:
+                lowest, highest = pair  # type: ignore[misc]
+                factor = lowest ** (1 - parameter.fraction) * highest**parameter.fraction
+            name = group.name if parameter.depth == -2 else f"{group.name}/{parameter.block_name}"
+            multiplier = group.multiplier * factor
+            group = dataclasses.replace(group, name=name, multiplier=multiplier)
+        scaled[parameter.path] = group
+    return scaled
+
+
+def _batch_norm_problem(
+    freeze: Freeze,
+    labels: Sequence[Mapping[str, Group]],
+    network: Network,
+    statistics: Mapping[str, int],
+) -> str | None:
+    """Why the BatchNorm policy does not go with the strategy."""
+    if freeze.batch_norm == "frozen":
+        return None
+    if not statistics:
+        return "the network has no BatchNorm; leave it at 'frozen'"
+    if freeze.batch_norm == "stats_only":
+        last = len(network.blocks) - 1
+        trained = [
+            p.name
+            for p in network.parameters
+            if p.block < last and any(groups[p.path].multiplier is not None for groups in labels)
+        ]
+        if trained:
+            return (
+                f"is for a trunk of frozen weights, and {freeze.strategy} trains {len(trained)} of "
+                f"its parameters, {trained[0]} the first; 'batch' is for blocks that train"
+            )
+    if freeze.batch_norm == "batch":
+        blocks = set(statistics.values())
+        if not any(
+            p.block in blocks and groups[p.path].multiplier is not None
+            for groups in labels
+            for p in network.parameters
+        ):
+            return (
+                f"is for blocks that train, and {freeze.strategy} trains none that has BatchNorm; "
+                "'stats_only' and 'reestimate' are for a frozen trunk"
+            )
+    return None
+
+
+def union(plans: Sequence[Plan]) -> Plan:
+    """What trains in any phase, with the group of the last in which it does.
+
+    What the union freezes is frozen from the first step to the last.
+    """
+    last = plans[-1]
+    groups = dict(plans[0].groups)
+    for plan in plans[1:]:
+        groups |= {path: group for path, group in plan.groups.items() if plan.trains(path)}
+    moving = frozenset[str]().union(*(plan.statistics for plan in plans))
+    return dataclasses.replace(
+        last,
+        groups=groups,
+        boundary=min(plan.boundary for plan in plans),
+        statistics=moving,
+        frozen_statistics=last.frozen_statistics - moving,
+        entries={},
     )
-
-
-def block_of(path: str, chain: Sequence[BlockSpec]) -> int:
-    """Index of the block that holds the parameter or statistic at `path`."""
-    for index, block in enumerate(chain):
-        if any(path == prefix or path.startswith(f"{prefix}/") for prefix in block.prefixes):
-            return index
-    raise ValueError(f"no block of the chain holds {path}")
 
 
 def fingerprint(plan: Plan, variables: Mapping[str, Any]) -> str:

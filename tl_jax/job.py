@@ -1,21 +1,48 @@
 """A configuration → everything that its run consists of, before anything is trained."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tl_jax import freezing, optimizer
+from tl_jax import config as config_lib
+from tl_jax import freezing, lora, optimizer, param_tree
 from tl_jax.augmentation import augment
-from tl_jax.config import Config
+from tl_jax.config import Config, Optimizer
 from tl_jax.datasets import Examples, open_dataset
 from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
+from tl_jax.models import Head
 from tl_jax.preprocessing import Preprocessing
 from tl_jax.pretrained import Pretrained, load_pretrained
+from tl_jax.strategies import Recipe
+from tl_jax.workdir import WorkDir
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A phase of training with all that it needs.
+
+    Attributes:
+      plan: what trains.
+      config: of the optimizer in this phase.
+      schedule: learning rate by step, counted from the start of the run.
+      optimizer: over the trainable parameters.
+      clip_norm: norm at which the gradient is clipped; 0 where it is not.
+      first: steps done when it starts.
+      last: steps done when it ends.
+    """
+
+    plan: Plan
+    config: Optimizer
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformationExtraArgs
+    clip_norm: float
+    first: int
+    last: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +53,18 @@ class Job:
       config: as it was asked for.
       pretrained: the network; its `variables` are those that training starts from.
       examples: by role: "train", "validation", "test" (the latter two may be missing).
-      plan: what trains.
-      schedule: learning rate by step.
-      optimizer: over the trainable parameters.
+      recipe: what the strategy comes to.
+      stages: its phases.
+      plan: what trains in any of them.
       steps_per_epoch: full batches in the training split.
     """
 
     config: Config
     pretrained: Pretrained
     examples: Mapping[str, Examples]
+    recipe: Recipe
+    stages: tuple[Stage, ...]
     plan: Plan
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
     steps_per_epoch: int
 
     @property
@@ -55,9 +82,56 @@ class Job:
         """What is left for the device to do with the images of a batch."""
         return on_device(self.pretrained.preprocessing, self.examples["train"])
 
+    def stage_at(self, step: int) -> Stage:
+        """The phase in which step `step` (from 1 on) is done."""
+        return next(stage for stage in self.stages if step <= stage.last)
+
+    def learning_rate(self, step: int) -> float:
+        """The configuration's learning rate at step `step` (from 1 on), before any multiplier."""
+        return float(self.stage_at(step).schedule(step - 1))
+
     def describe_plan(self) -> dict[str, Any]:
-        """The content of `plan.json`."""
-        return optimizer.describe(self.config, self.plan, self.optimizer)
+        """The content of `plan.json`: of all phases together, of each, and what would run."""
+        described = [
+            optimizer.describe(stage.config, stage.plan, stage.optimizer) for stage in self.stages
+        ]
+        phases = [
+            {
+                "name": stage.plan.phase,
+                "first_step": stage.first + 1,
+                "last_step": stage.last,
+                "epochs": (stage.last - stage.first) / self.steps_per_epoch,
+                "gradient_clip_norm": stage.clip_norm,
+                "warmup_steps": self._warmup_steps(stage),
+                **fields,
+            }
+            for stage, fields in zip(self.stages, described, strict=True)
+        ]
+        adapters = self.recipe.adapters
+        return {
+            **optimizer.describe_all(self.plan, described),
+            "epochs": self.config.train.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": self.config.data.batch_size,
+            "one_schedule": self.recipe.one_schedule,
+            "adapters": None if adapters is None else dataclasses.asdict(adapters),
+            "interpolate": list(self.recipe.interpolate),
+            "data": {
+                "source": self.config.data.source,
+                "classes": len(self.class_names),
+                "splits": {
+                    role: {"split": split.split, "examples": len(split)}
+                    for role, split in self.examples.items()
+                },
+            },
+            "phases": phases,
+        }
+
+    def _warmup_steps(self, stage: Stage) -> int:
+        length = self.total_steps if self.recipe.one_schedule else stage.last - stage.first
+        return config_lib.steps_of(
+            stage.config.warmup, steps_per_epoch=self.steps_per_epoch, total_steps=length
+        )
 
     def training_preprocess(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """uint8 images and a key each → what the network takes, augmented."""
@@ -76,33 +150,171 @@ def prepare(config: Config) -> Job:
     names = examples["train"].class_names
     if len(names) < 2:
         raise UserError(f"{data.source} has one class only, {names[0]!r}: nothing to tell apart")
-    pretrained = load_pretrained(
-        config.model.pretrained,
-        len(names),
-        revision=config.model.revision,
-        image_size=config.model.image_size,
-        class_names=names,
-        dtype=jnp.dtype(config.model.dtype),
-        precision=config.model.precision,
-    )
+    pretrained = _network(config, names)
     _check_images(pretrained)
-    plan = freezing.resolve(config.freeze, pretrained.chain, pretrained.variables)
-    if plan.trunk == "random":
-        variables = with_random_trunk(pretrained, config.seed)
-        pretrained = dataclasses.replace(pretrained, variables=variables)
+    recipe, plans, pretrained = resolve_plans(config, pretrained)
     steps_per_epoch = len(examples["train"]) // data.batch_size
     if not steps_per_epoch:
         raise UserError(
             f"config.data.batch_size: {data.batch_size} is more than the "
             f"{len(examples['train'])} examples of the training split {data.splits.train!r}"
         )
-    schedule = optimizer.make_schedule(
-        config,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * config.train.epochs,
+    stages = stages_of(config, recipe, plans, steps_per_epoch)
+    union = freezing.union(plans)
+    return Job(config, pretrained, examples, recipe, stages, union, steps_per_epoch)
+
+
+def _network(config: Config, names: tuple[str, ...]) -> Pretrained:
+    """The pretrained network with a new head, or what an earlier run trained.
+
+    Raises:
+      UserError: it is not there, or another head or other classes are in the earlier run's.
+    """
+    model, head = config.model, Head(**dataclasses.asdict(config.head))
+    if config.init_from is None:
+        return load_pretrained(
+            model.pretrained,
+            len(names),
+            revision=model.revision,
+            image_size=model.image_size,
+            class_names=names,
+            head=head,
+            seed=config.seed,
+            dtype=jnp.dtype(model.dtype),
+            precision=model.precision,
+        )
+    folder = WorkDir(config.init_from).exported()
+    earlier = load_pretrained(
+        str(folder),
+        image_size=model.image_size,
+        dtype=jnp.dtype(model.dtype),
+        precision=model.precision,
     )
-    update = optimizer.make_optimizer(config, plan, schedule)
-    return Job(config, pretrained, examples, plan, schedule, update, steps_per_epoch)
+    if earlier.class_names != names:
+        raise UserError(
+            f"config.init_from: {config.init_from} tells {', '.join(earlier.class_names)} apart, "
+            f"{config.data.source} has {', '.join(names)}. For a new head on its trunk set "
+            f"config.model.pretrained={folder} instead."
+        )
+    trained = earlier.module.head
+    if dataclasses.replace(head, dropout=trained.dropout, init=trained.init) != trained:
+        raise UserError(f"config.head: {head} is not that of config.init_from, {trained}")
+    module = earlier.module.clone(head=dataclasses.replace(trained, dropout=head.dropout))
+    return dataclasses.replace(earlier, module=module)
+
+
+def resolve_plans(
+    config: Config, pretrained: Pretrained
+) -> tuple[Recipe, tuple[Plan, ...], Pretrained]:
+    """The strategy on this network: its recipe, a plan a phase, and the network it starts from.
+
+    Raises:
+      UserError: the strategy does not fit the network.
+    """
+    names = pretrained.conversion.keys
+    family, chain, variables = pretrained.family, pretrained.chain, pretrained.variables
+    network = freezing.depth_map(family, chain, variables["params"], names)
+    recipe = freezing.recipe(config.freeze, network)
+    if recipe.trunk == "random" and config.init_from is not None:
+        raise UserError(
+            f"config.init_from: {config.freeze.strategy} starts from random weights, and what "
+            f"{config.init_from} trained would be lost: leave it out"
+        )
+    if recipe.trunk == "random":
+        variables = with_random_trunk(pretrained, config.seed)
+    if recipe.adapters is not None:
+        adapters = lora.init(recipe.adapters, network.parameters, config.seed)
+        variables = {**variables, "params": {**variables["params"], lora.ROOT: adapters}}
+        network = freezing.depth_map(family, chain, variables["params"], names)
+    statistics = {
+        path: freezing.block_of(path, chain)
+        for path in param_tree.flatten(variables.get("batch_stats", {}))
+    }
+    plans = freezing.resolve(config.freeze, recipe, network, statistics)
+    return recipe, plans, dataclasses.replace(pretrained, variables=variables)
+
+
+def stages_of(
+    config: Config, recipe: Recipe, plans: Sequence[Plan], steps_per_epoch: int
+) -> tuple[Stage, ...]:
+    """The phases with their steps, schedules and optimizers.
+
+    Raises:
+      UserError: their lengths do not add up, or one has no step.
+    """
+    given: Sequence[Mapping[str, Any]] = config.freeze.phases or [{}] * len(plans)
+    fields = [dict(phase) for phase in given]
+    if len(fields) != len(plans):
+        raise UserError(
+            f"config.freeze.phases: has {len(fields)} entries; {config.freeze.strategy} has "
+            f"{len(plans)} phases here: {', '.join(plan.phase for plan in plans)}"
+        )
+    if recipe.interpolate and fields[0].get("epochs") == 0:
+        raise UserError(
+            f"config.freeze.phases: {config.freeze.strategy} interpolates from a head that means "
+            f"something: its first phase, {plans[0].phase}, which trains one, needs epochs"
+        )
+    spanned = sorted({"schedule", "warmup"} & {name for phase in fields for name in phase})
+    if recipe.one_schedule and spanned:
+        raise UserError(
+            f"config.freeze.phases: one schedule spans all phases of {config.freeze.strategy}: "
+            f"set config.optimizer.{spanned[0]} instead"
+        )
+    ends = _ends(config, [phase.pop("epochs", None) for phase in fields], plans, steps_per_epoch)
+    total = ends[-1]
+    stages = []
+    for number, (plan, own, first, last) in enumerate(
+        zip(plans, fields, [0, *ends], ends, strict=False)
+    ):
+        settings = dataclasses.replace(config.optimizer, **own)
+        if "learning_rate" not in own:
+            rate = settings.learning_rate * plan.rate
+            settings = dataclasses.replace(settings, learning_rate=rate)
+        start, length = (0, total) if recipe.one_schedule else (first, last - first)
+        schedule = optimizer.make_schedule(
+            settings,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=length,
+            start=start,
+            where=f"config.freeze.phases[{number}]" if "warmup" in own else "config.optimizer",
+        )
+        clip_norm = config.train.gradient_clip_norm
+        if clip_norm is None:
+            clip_norm = 0.0 if plan.training_blocks == (len(plan.blocks) - 1,) else 1.0
+        update = optimizer.make_optimizer(settings, plan, schedule, clip_norm=clip_norm)
+        stages.append(Stage(plan, settings, schedule, update, clip_norm, first, last))
+    return tuple(stages)
+
+
+def _ends(
+    config: Config, epochs: Sequence[float | None], plans: Sequence[Plan], steps_per_epoch: int
+) -> list[int]:
+    """Steps done at the end of each phase; phases without a length of their own share what is left.
+
+    Raises:
+      UserError: the lengths do not add up, or a phase has no step.
+    """
+    given = sum(length for length in epochs if length is not None)
+    open_ended = sum(length is None for length in epochs)
+    left = config.train.epochs - given
+    if left < -1e-6 or (not open_ended and abs(left) > 1e-6):
+        lengths = " + ".join(f"{length:g}" for length in epochs if length is not None)
+        raise UserError(
+            f"config.freeze.phases: {lengths} = {given:g} epochs, but config.train.epochs is "
+            f"{config.train.epochs}: change one of them"
+        )
+    done, ends = 0.0, []
+    for length in epochs:
+        done += left / open_ended if length is None else length
+        ends.append(round(done * steps_per_epoch))
+    for plan, first, last in zip(plans, [0, *ends], ends, strict=False):
+        if first == last:
+            raise UserError(
+                f"config.freeze.phases: the phase {plan.phase!r} of {plan.strategy} has no step in "
+                f"{config.train.epochs} epochs of {steps_per_epoch} steps: train longer, or give "
+                "it epochs"
+            )
+    return ends
 
 
 def _check_images(pretrained: Pretrained) -> None:

@@ -3,21 +3,22 @@
 import argparse
 import dataclasses
 import errno
+import io
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging as absl_logging
 
-from tl_jax import config_files, freezing
+from tl_jax import config_files
 from tl_jax.config import Config
-from tl_jax.errors import RunFailed, UserError
+from tl_jax.errors import NOT_UTF8, RunFailed, UserError, is_text, printable, printable_lines
 
 MODES = ("train", "plan", "eval", "predict")
-_STRATEGY = "freeze.strategy"
 _DISK_ERRORS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
@@ -30,18 +31,31 @@ _DISK_ERRORS = {
 }
 
 
+_report_unraisable = sys.unraisablehook
+
+
+def _unraisable(event: Any) -> None:
+    if str(event.exc_value) != "Event loop is closed":
+        _report_unraisable(event)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for a user's error."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    for stream in (sys.stdout, sys.stderr):  # which may be of another encoding than UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax fails at, it raises, too
+    # Of a damaged checkpoint TensorStore's threads still tell an event loop that Orbax has closed.
+    sys.unraisablehook = _unraisable
     try:
         flags, overrides = _parse(arguments)
         _run(flags, overrides)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return 2
     except RunFailed as error:
-        print(f"run failed: {error}", file=sys.stderr)
+        print(f"run failed: {printable_lines(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
@@ -49,8 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        where = error.filename or flags.workdir
-        print(f"error: {where}: {_DISK_ERRORS[error.errno]} ({error.strerror})", file=sys.stderr)
+        where = printable(str(error.filename or flags.workdir))
+        print(f"error: {where}: {_DISK_ERRORS[error.errno]}", file=sys.stderr)
         return 2
     return 0
 
@@ -73,28 +87,35 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         return
 
     from tl_jax import display, trainer
+    from tl_jax.workdir import WorkDir
 
     if flags.mode == "plan":
         trainer.plan(config, flags.workdir)
         return
+    beside = os.path.join(flags.workdir, "control")
+    control = None if config.control is None else _control(config)
+    if control is not None:  # refused now rather than after the run that it stands beside
+        WorkDir(flags.workdir).claim(config)
+        WorkDir(beside).claim(control)
     summary = trainer.train(config, flags.workdir)
     display.console.print(display.result(summary, flags.workdir))
-    if config.control is not None:
-        control = _control(config)
+    if control is not None:
         display.console.print(f"\nThe control, {config.control}:")
-        other = trainer.train(control, os.path.join(flags.workdir, "control"))
+        other = trainer.train(control, beside)
         display.console.print(display.side_by_side(summary, other))
     command = ["python", "run.py", f"--config={flags.config}"]
-    command += [f"--config.{name}={value}" for name, value in overrides if name != _STRATEGY]
+    command += [
+        f"--config.{name}={value}" for name, value in overrides if not name.startswith("freeze.")
+    ]
     hints = display.what_next(command, flags.workdir, config.freeze.strategy)
     display.console.print(hints, soft_wrap=True)
 
 
 def _control(config: Config) -> Config:
-    """The same run with another strategy, none of the strategy's options, and no control."""
+    """The same run with another strategy, of default options, and no control."""
     assert config.control is not None
-    freeze = dataclasses.replace(config.freeze, strategy=config.control, k=None, patterns=None)
-    return dataclasses.replace(config, freeze=freeze, control=None)
+    other = config_files.with_strategy(config, config.control)
+    return dataclasses.replace(other, control=None)
 
 
 def _config(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:
@@ -104,7 +125,7 @@ def _config(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> Conf
         from tl_jax.workdir import WorkDir
 
         fields = WorkDir(flags.workdir).config()
-    return config_files.resolve(fields, overrides, checks=[freezing.problems])
+    return config_files.resolve(fields, overrides, recorded=flags.config is None)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -127,6 +148,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
         raise UserError(f"--mode {flags.mode} needs {least}")
     if flags.workdir == "":
         raise UserError("--workdir is empty: name a directory")
+    for word in filter(None, (flags.config, flags.workdir, *(value for _, value in overrides))):
+        if not is_text(word):
+            raise UserError(f"{word!r} is {NOT_UTF8}")
     if flags.workdir is None:
         flags.workdir = os.path.join("runs", Path(flags.config).stem)
     return flags, overrides
@@ -153,8 +177,22 @@ def _start_jax(compilation_cache: str | None) -> None:
 
     from tl_jax import display, parallel
 
-    if compilation_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
+    if compilation_cache is not None and _writable(folder := os.path.expanduser(compilation_cache)):
+        jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     parallel.start()
     display.console.quiet = not parallel.is_first()
+
+
+def _writable(cache: str) -> bool:
+    """Whether the folder takes files; says so where it does not. JAX would warn at each of them."""
+    if "://" in cache:
+        return True
+    try:
+        os.makedirs(cache, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return True
+    except OSError as error:
+        reason = f"logging.compilation_cache {cache} cannot be written ({error.strerror})"
+        logging.warning("%s: going on without it", printable(reason))
+        return False

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import optax
 
 from tl_jax.errors import RunFailed
 
@@ -19,15 +18,19 @@ class Meter:
 
     Args:
       batch_size: examples a step.
-      schedule: learning rate by step.
+      learning_rate: by step, from 1 on.
       started: `time.perf_counter()` when this process began.
       spent: `position` of the part of the run before it was interrupted.
     """
 
     def __init__(
-        self, batch_size: int, schedule: optax.Schedule, started: float, spent: dict[str, Any]
+        self,
+        batch_size: int,
+        learning_rate: Callable[[int], float],
+        started: float,
+        spent: dict[str, Any],
     ):
-        self._batch_size, self._schedule = batch_size, schedule
+        self._batch_size, self._learning_rate = batch_size, learning_rate
         self._started, self._total = started, spent.get("total_seconds", 0.0)
         self._train = spent.get("train_seconds", 0.0)
         self._wait = spent.get("input_wait_seconds", 0.0)
@@ -47,8 +50,12 @@ class Meter:
             self._wait += time.perf_counter() - start
         return batch
 
+    def expect_compilation(self) -> None:
+        """The next step is the first of its kind."""
+        self._compiled = False
+
     def run(self, step: Callable, *args: Any) -> Any:
-        """Calls the step; its first call compiles and is timed apart."""
+        """Calls the step; the first call of a kind compiles and is timed apart."""
         if self._compiled:
             return step(*args)
         start = time.perf_counter()
@@ -102,7 +109,7 @@ class Meter:
         means = mean.take()
         return {
             **means,
-            "learning_rate": float(self._schedule(step - 1)),
+            "learning_rate": self._learning_rate(step),
             "examples_per_second": self.timing["examples_per_second"],
         }
 

@@ -1,6 +1,6 @@
 """The plan's groups as one `optax.multi_transform` over the trainable parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,86 +8,192 @@ import numpy as np
 import optax
 
 from tl_jax import config as config_lib
-from tl_jax import param_tree
-from tl_jax.config import Config
+from tl_jax import lora, param_tree
+from tl_jax.config import Optimizer
 from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
+from tl_jax.strategies import Group
 
 
-def make_schedule(config: Config, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then constant, or down to 0 at `total_steps`.
+def make_schedule(
+    options: Optimizer,
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+    start: int = 0,
+    where: str = "config.optimizer",
+) -> optax.Schedule:
+    """Learning rate by step of the run: a linear warm-up, then constant, or down to 0.
+
+    Args:
+      options: shape, peak and warm-up.
+      steps_per_epoch: for a warm-up in epochs.
+      total_steps: after which it ends.
+      start: steps of the run after which it begins.
+      where: the options stand, for messages.
 
     Raises:
       UserError: the warm-up is longer than the training.
     """
-    peak = config.optimizer.learning_rate
+    peak = options.learning_rate
     warmup = config_lib.steps_of(
-        config.optimizer.warmup, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+        options.warmup, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
     if warmup > total_steps:
         raise UserError(
-            f"config.optimizer.warmup: {config.optimizer.warmup!r} is {warmup} steps, "
-            f"the whole training {total_steps}"
+            f"{where}.warmup: {options.warmup!r} is {warmup} steps, "
+            f"the whole {'training' if where == 'config.optimizer' else 'phase'} {total_steps}"
         )
     rest = max(total_steps - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, rest),
         "linear": optax.linear_schedule(peak, 0.0, rest),
-    }[config.optimizer.schedule]
-    if not warmup:
-        return after
-    # The first step already moves: its rate is peak / warmup, not 0.
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
+    }[options.schedule]
+    schedule = after
+    if warmup:  # the first step already moves: its rate is peak / warmup, not 0
+        rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+        schedule = optax.join_schedules([rise, after], [warmup])
+    return lambda step: schedule(step - start)
 
 
 def make_optimizer(
-    config: Config, plan: Plan, schedule: optax.Schedule
-) -> optax.GradientTransformation:
+    options: Optimizer, plan: Plan, schedule: optax.Schedule, clip_norm: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
     """The update rule for the tree of trainable parameters.
 
-    Frozen parameters are not in that tree at all, so nothing here can move them or keep state for
-    them. Clipping acts on the norm over the trainable part.
+    Its `update` takes two arguments more: `step`, the steps of the run done so far, and `start`,
+    the tree of values that training started from (used where a group is pulled toward them).
+    Frozen parameters are not in those trees at all, so nothing here can move them or keep state for
+    them. Clipping (at `clip_norm`, 0 for none) acts on the norm over the trainable part.
     """
-    trained = {path: group for path, group in plan.groups.items() if plan.trains(path)}
-    rules = {
-        group.name: _rule(config, schedule, group.multiplier)
-        for group in trained.values()
-        if group.multiplier is not None
+    tree = labels(plan)
+    rules = {tree[path]: _rule(options, schedule, plan.groups[path]) for path in tree}
+    update = optax.multi_transform(rules, param_tree.unflatten(tree))
+    if clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    return optax.with_extra_args_support(update)
+
+
+def labels(plan: Plan) -> dict[str, str]:
+    """The optimizer's label of each trainable parameter, by path.
+
+    It is the group's name, and the phase in which the parameter began to train where that was not
+    the first: those that began together share a step counter (Adam's bias correction).
+    """
+    return {
+        path: plan.groups[path].name + (f" since phase {entry}" if entry else "")
+        for path, entry in plan.entries.items()
     }
-    labels = param_tree.unflatten({path: group.name for path, group in trained.items()})
-    update = optax.multi_transform(rules, labels)
-    if config.train.gradient_clip_norm is not None:
-        update = optax.chain(optax.clip_by_global_norm(config.train.gradient_clip_norm), update)
-    return update
 
 
-def _rule(config: Config, schedule: optax.Schedule, multiplier: float):
-    options = config.optimizer
+def carry_over(state: Any, before: Plan, fresh: Any, plan: Plan) -> Any:
+    """The optimizer's state at a change of phase.
 
-    def rate(step):
-        return multiplier * schedule(step)
+    Args:
+      state: at the end of the phase of the plan `before`.
+      before: that phase's plan.
+      fresh: of the next phase, as `init` gives it.
+      plan: the next phase's plan.
 
-    if options.name == "adamw":  # decay decoupled from the gradient (arXiv:1711.05101)
-        return optax.adamw(rate, weight_decay=options.weight_decay, mask=_kernels)
-    rule = (
-        optax.adam(rate)
-        if options.name == "adam"
-        else optax.sgd(rate, momentum=options.momentum or None)
+    Returns:
+      `fresh` with the moments of the parameters that trained before, and with their groups'
+      counters; what is new, or has another optimizer now, stays fresh.
+    """
+    old_labels, new_labels = labels(before), labels(plan)
+    donor: dict[str, str] = {}  # a label here → one there with the same counter
+    for path, label in new_labels.items():
+        if path in old_labels:
+            donor.setdefault(label, old_labels[path])
+    old = {_names(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+    def take(keys: Any, leaf: Any) -> Any:
+        names = _names(keys)
+        place = next((i for i, name in enumerate(names) if name in new_labels.values()), None)
+        if place is None:
+            return leaf
+        path = next((p for p in _tails(names[place + 1 :]) if p in new_labels), None)
+        label = donor.get(names[place]) if path is None else old_labels.get(path)
+        if label is None:
+            return leaf
+        found = old.get((*names[:place], label, *names[place + 1 :]))
+        return leaf if found is None or found.shape != leaf.shape else found
+
+    return jax.tree_util.tree_map_with_path(take, fresh)
+
+
+def _names(keys: Sequence[Any]) -> tuple[str, ...]:
+    """Names on the way to a leaf of a state; places in a chain of transforms are none."""
+    return tuple(
+        str(getattr(key, "key", getattr(key, "name", key)))
+        for key in keys
+        if not isinstance(key, jax.tree_util.SequenceKey)
     )
-    if not options.weight_decay:
-        return rule
-    return optax.chain(optax.add_decayed_weights(options.weight_decay, mask=_kernels), rule)
+
+
+def _tails(names: Sequence[str]) -> list[str]:
+    """The paths that the names may end with; in front stand fields of the optimizer's state."""
+    return [param_tree.SEPARATOR.join(names[start:]) for start in range(len(names))]
+
+
+def _rule(options: Optimizer, schedule: optax.Schedule, group: Group):
+    decay = options.weight_decay if group.weight_decay is None else group.weight_decay
+    own = group.weight_decay is not None  # a strategy's decay is of every parameter in the group
+    pulls = []
+    if decay:
+        pulls.append(optax.add_decayed_weights(decay, mask=None if own else _kernels))
+    if group.pull:
+        pulls.append(_pull_toward_start(group.pull))
+    direction = optax.scale_by_adam()
+    if options.name == "sgd":
+        direction = optax.trace(options.momentum) if options.momentum else optax.identity()
+    # Decay decoupled from the gradient: arXiv:1711.05101.
+    parts = [direction, *pulls] if _is_decoupled(options, group) else [*pulls, direction]
+    return optax.chain(*parts, _scale_by_rate(schedule, group.multiplier))
+
+
+def _is_decoupled(options: Optimizer, group: Group) -> bool:
+    """Whether decay acts beside the gradient: AdamW's does, a strategy's own if it says so."""
+    return group.decoupled or (options.name == "adamw" and group.weight_decay is None)
+
+
+def _scale_by_rate(schedule: optax.Schedule, multiplier: float | None):
+    """Updates times minus the rate at `step`; it keeps no counter of its own."""
+    assert multiplier is not None, "frozen groups have no rule"
+
+    def update(updates, state, params=None, *, step, **_):
+        rate = multiplier * schedule(step)
+        return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _pull_toward_start(strength: float):
+    """Adds strength × (w − w⁰): the gradient of strength / 2 ‖w − w⁰‖²."""
+
+    def is_masked(node):
+        return isinstance(node, optax.MaskedNode)
+
+    def update(updates, state, params=None, *, start, **_):
+        def pull(u, w, w0):
+            return u if is_masked(u) else u + strength * (w - w0)
+
+        return jax.tree.map(pull, updates, params, start, is_leaf=is_masked), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def decays(path: str) -> bool:
-    """Weight decay acts on kernels; biases, norms and position embeddings are left alone."""
-    return path.rsplit(param_tree.SEPARATOR, 1)[-1] == "kernel"
+    """Weight decay acts on kernels and adapters; biases, norms and embeddings are left alone."""
+    first, last = path.split(param_tree.SEPARATOR)[0], path.rsplit(param_tree.SEPARATOR, 1)[-1]
+    return last == "kernel" or first == lora.ROOT
 
 
 def _kernels(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda keys, _: keys[-1].key == "kernel", params)
+    def decayed(keys, _):
+        return decays(param_tree.SEPARATOR.join(key.key for key in keys))
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def state_bytes(optimizer: optax.GradientTransformation, trainable: Any) -> tuple[int, dict]:
@@ -104,35 +210,44 @@ def state_bytes(optimizer: optax.GradientTransformation, trainable: Any) -> tupl
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     by_path = dict.fromkeys(param_tree.flatten(trainable), 0)
     for keys, leaf in leaves:
-        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        for start in range(len(names)):  # in front of a parameter's path stands its group's name
-            if (path := param_tree.SEPARATOR.join(names[start:])) in by_path:
-                by_path[path] += param_tree.nbytes([leaf])
-                break
+        if path := next((p for p in _tails(_names(keys)) if p in by_path), None):
+            by_path[path] += param_tree.nbytes([leaf])
     return param_tree.nbytes(leaf for _, leaf in leaves), by_path
 
 
-def describe(config: Config, plan: Plan, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """The plan as `plan.json` holds it: every leaf with its group, rate, decay and state."""
+def describe(
+    options: Optimizer, plan: Plan, optimizer: optax.GradientTransformation
+) -> dict[str, Any]:
+    """A phase's plan as JSON: every leaf with its place, group, rate, decay and state."""
     params = param_tree.unflatten(
         {p.path: jax.ShapeDtypeStruct(p.shape, np.dtype(p.dtype)) for p in plan.parameters}
     )
     total, by_path = state_bytes(optimizer, plan.split_params(params)[0])
-    leaves = [
-        {
-            "path": p.path,
-            "group": plan.groups[p.path].name,
-            "block": plan.blocks[p.block],
-            "shape": list(p.shape),
-            "parameters": param_tree.size([p]),
-            "learning_rate_multiplier": plan.groups[p.path].multiplier or 0.0,
-            "weight_decay": config.optimizer.weight_decay
-            if plan.trains(p.path) and decays(p.path)
-            else 0.0,
-            "optimizer_state_bytes": by_path.get(p.path, 0),
-        }
-        for p in plan.parameters
-    ]
+    leaves = []
+    for p in plan.parameters:
+        group = plan.groups[p.path]
+        decay = options.weight_decay if decays(p.path) else 0.0
+        if group.weight_decay is not None:
+            decay = group.weight_decay
+        leaves.append(
+            {
+                "path": p.path,
+                "name": p.name,
+                "kind": p.kind,
+                "kinds": list(p.kinds),
+                "group": group.name,
+                "block": plan.blocks[p.block],
+                "block_index": p.block,
+                "depth_fraction": p.fraction,
+                "shape": list(p.shape),
+                "parameters": param_tree.size([p]),
+                "learning_rate_multiplier": group.multiplier or 0.0,
+                "weight_decay": decay if plan.trains(p.path) else 0.0,
+                "pull_toward_start": group.pull,
+                "decoupled": _is_decoupled(options, group),
+                "optimizer_state_bytes": by_path.get(p.path, 0),
+            }
+        )
     return {
         "strategy": plan.strategy,
         "trunk": plan.trunk,
@@ -142,14 +257,39 @@ def describe(config: Config, plan: Plan, optimizer: optax.GradientTransformation
         "batch_norm": plan.batch_norm,
         "moving_statistics": sorted(plan.statistics),
         "frozen_statistics": sorted(plan.frozen_statistics),
-        "optimizer": config.optimizer.name,
-        "learning_rate": config.optimizer.learning_rate,
+        "optimizer": options.name,
+        "learning_rate": options.learning_rate,
+        "schedule": options.schedule,
+        "warmup": options.warmup,
         "optimizer_state_bytes": total,
+        "notes": list(plan.notes),
         "leaves": leaves,
     }
 
 
-def leaf_totals(leaves: list[Mapping[str, Any]]) -> dict[str, int]:
+def describe_all(union: Plan, phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All phases together: each leaf as in the last phase in which it trains.
+
+    Args:
+      union: of the phases' plans.
+      phases: as `describe` gives them.
+    """
+    leaves = []
+    for rows in zip(*(phase["leaves"] for phase in phases), strict=True):
+        training = [row for row in rows if row["group"] != "frozen"]
+        leaves.append(training[-1] if training else rows[-1])
+    return {
+        **phases[-1],
+        "boundary": union.boundary,
+        "boundary_block": union.blocks[union.boundary],
+        "moving_statistics": sorted(union.statistics),
+        "frozen_statistics": sorted(union.frozen_statistics),
+        "optimizer_state_bytes": max(phase["optimizer_state_bytes"] for phase in phases),
+        "leaves": leaves,
+    }
+
+
+def leaf_totals(leaves: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Number of parameters: total, trainable and frozen."""
     total = sum(leaf["parameters"] for leaf in leaves)
     frozen = sum(leaf["parameters"] for leaf in leaves if leaf["group"] == "frozen")

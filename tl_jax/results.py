@@ -14,7 +14,7 @@ import numpy as np
 
 import tl_jax
 from tl_jax import config as config_lib
-from tl_jax import figures, optimizer, param_tree
+from tl_jax import figures, optimizer
 from tl_jax.datasets import Examples
 from tl_jax.evaluation import Evaluation
 from tl_jax.job import Job
@@ -39,6 +39,11 @@ def facts(job: Job, plan: Mapping[str, Any], certificate: Mapping[str, Any]) -> 
             "boundary": job.plan.boundary,
             "boundary_block": job.plan.blocks[job.plan.boundary],
             "batch_norm": job.plan.batch_norm,
+            "phases": [
+                {name: phase[name] for name in ("name", "first_step", "last_step", "boundary")}
+                for phase in plan["phases"]
+            ],
+            "notes": plan["notes"],
             "certificate": dict(certificate),
         },
         **{name: value for name, value in identity(job).items() if name != "trunk"},
@@ -118,7 +123,7 @@ def write(
     """Writes everything; `summary.json` comes last and says that the run is finished."""
     write_evaluations(workdir, job.class_names, job.examples, evaluations)
     workdir.write_bytes("figures/learning_curves.png", figures.learning_curves(records))
-    workdir.write_bytes("figures/plan.png", figures.plan(_block_counts(job)))
+    workdir.write_bytes("figures/plan.png", figures.plan(job.describe_plan()))
     _export(workdir, trained, model_card(_card(job, summary)))
     workdir.write_json("summary.json", summary)
 
@@ -157,17 +162,6 @@ def _picture(image: Any) -> np.ndarray:
     return image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
 
 
-def _block_counts(job: Job) -> list[tuple[str, int, int, list[str]]]:
-    """Name, trainable and frozen parameters, and groups of each block of the chain."""
-    rows = []
-    for index, name in enumerate(job.plan.blocks):
-        here = [p for p in job.plan.parameters if p.block == index]
-        training = param_tree.size(p for p in here if job.plan.trains(p.path))
-        groups = sorted({job.plan.groups[p.path].name for p in here})
-        rows.append((name, training, param_tree.size(here) - training, groups))
-    return rows
-
-
 def _export(workdir: WorkDir, trained: Pretrained, card: str) -> None:
     """The classifier as a Hugging Face folder: written beside, then put in its place whole."""
     target, side = workdir.path / "export", workdir.path / ".export.part"
@@ -175,7 +169,7 @@ def _export(workdir: WorkDir, trained: Pretrained, card: str) -> None:
         if old.exists():
             old.rmtree()
     save_pretrained(trained, side)
-    (side / "README.md").write_text(card)
+    (side / "README.md").write_bytes(card.encode())
     side.rename(target)
 
 
@@ -201,11 +195,13 @@ def _card(job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
         "splits": {role: split.split for role, split in job.examples.items()},
         "class_names": job.class_names,
         "strategy": job.plan.strategy,
+        "trunk": job.plan.trunk,
         "boundary_block": job.plan.blocks[job.plan.boundary],
         "certificate": summary["freeze"]["certificate"],
         "test": summary["metrics"].get("test"),
         "validation": summary["metrics"].get("validation"),
         "image_size": job.pretrained.preprocessing.output_size,
+        "head": job.pretrained.own_head,
         "config_image_size": job.pretrained.config.get("image_size", 224),
         "channels": job.pretrained.preprocessing.channels,
         "command": command(),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tl_jax import losses, param_tree
+from tl_jax import lora, losses, param_tree
 from tl_jax.freezing import Plan
 
 
@@ -29,25 +29,41 @@ class TrainState(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What no step changes: the other parameters and statistics."""
+    """What no step changes.
+
+    Attributes:
+      params: tree of the other parameters.
+      statistics: tree of the other statistics.
+      start: what the trainable parameters were before any training, where one is pulled toward it.
+    """
 
     params: Any
     statistics: Any
+    start: Any
 
 
 TrainStep = Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]
 
 
 def divide(
-    plan: Plan, variables: dict[str, Any], optimizer: optax.GradientTransformation
+    plan: Plan,
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    start: dict[str, Any] | None = None,
 ) -> tuple[TrainState, Frozen]:
-    """The state that training starts from, and what it leaves alone. `variables_of` undoes it."""
+    """The state that a phase's training starts from, and what it leaves alone.
+
+    `variables_of` undoes it. `start` holds the parameters before any training, by default those of
+    `variables`.
+    """
     trainable, frozen = plan.split_params(variables["params"])
     moving, still = plan.split_statistics(variables.get("batch_stats", {}))
+    pulled = any(group.pull for group in plan.groups.values())
+    origin = plan.split_params(start or variables["params"])[0] if pulled else {}
     # A step gives its state's buffers up, so they are the state's own.
     trainable, moving = jax.tree.map(jnp.array, (trainable, moving))
     state = TrainState(jnp.zeros((), jnp.int32), trainable, moving, optimizer.init(trainable))
-    return state, Frozen(frozen, still)
+    return state, Frozen(frozen, still, origin)
 
 
 def variables_of(trainable: Any, statistics: Any, frozen: Frozen) -> dict[str, Any]:
@@ -67,21 +83,28 @@ def make_loss(module: nn.Module, plan: Plan, label_smoothing: float = 0.0) -> Ca
       channels]; keys are typed PRNG keys [N] for dropout.
     """
 
+    def run(variables, x, keys, **options):
+        with lora.applied(plan.adapters, variables["params"], keys):
+            return module.apply(
+                variables,
+                x,
+                training=plan.training_blocks,
+                batch_norm=plan.batch_norm_blocks,
+                keys=keys,
+                mutable=["batch_stats"],
+                **options,
+            )
+
     def loss(trainable, statistics, frozen, images, labels, keys):
         # The prefix holds nothing that trains, so it stands outside of what is differentiated.
-        prefix = variables_of({}, {}, frozen)
-        activations = module.apply(prefix, images, last=plan.boundary) if plan.boundary else images
-        logits, moved = module.apply(
-            variables_of(trainable, statistics, frozen),
-            activations,
-            first=plan.boundary,
-            training=plan.training_blocks,
-            batch_norm=plan.batch_norm_blocks,
-            keys=keys,
-            mutable=["batch_stats"],
-        )
+        x, moved = images, {}
+        if plan.boundary:
+            prefix = variables_of({}, statistics, frozen)
+            x, moved = run(prefix, images, keys, last=plan.boundary)
+        variables = variables_of(trainable, statistics, frozen)
+        logits, moved_above = run({**variables, **moved}, x, keys, first=plan.boundary)
         if plan.statistics:
-            statistics, _ = plan.split_statistics(moved["batch_stats"])
+            statistics, _ = plan.split_statistics(moved_above["batch_stats"])
         mean = losses.cross_entropy(logits, labels, label_smoothing).mean()
         return mean, (logits, statistics)
 
@@ -90,7 +113,7 @@ def make_loss(module: nn.Module, plan: Plan, label_smoothing: float = 0.0) -> Ca
 
 def make_train_step(
     loss: Callable,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     preprocess: Callable,
     *,
     seed: int,
@@ -136,7 +159,9 @@ def make_train_step(
         else:
             grads, metrics, statistics = accumulate(state, frozen, batch)
         grads, metrics, statistics = mean_over_devices((grads, metrics, statistics))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer, state.trainable, step=state.step, start=frozen.start
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, trainable, statistics, optimizer_state), metrics

@@ -10,29 +10,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax import (
+    batch_norm,
+    costs,
+    display,
+    evaluation,
+    figures,
+    freezing,
+    input_pipeline,
+    lora,
+    parallel,
+    results,
+    stages,
+)
 from tl_jax import config as config_lib
-from tl_jax import costs, display, evaluation, freezing, input_pipeline, parallel, results
 from tl_jax import job as job_lib
 from tl_jax import train_step as steps
 from tl_jax.checkpointing import Checkpoints
 from tl_jax.config import Config
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.evaluation import Evaluation
-from tl_jax.job import Job
+from tl_jax.job import Job, Stage
 from tl_jax.metrics import Meter
 from tl_jax.parallel import DataParallel
+from tl_jax.profiling import Profile
 from tl_jax.train_step import Frozen, TrainState
 from tl_jax.workdir import MetricsLog, WorkDir
 
 
 def plan(config: Config, path: Any) -> dict[str, Any]:
-    """Resolves, prints and writes the plan (beside no other run's); nothing is trained."""
+    """Resolves, prints and draws the plan (beside no other run's); nothing is trained."""
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     description = job_lib.prepare(config).describe_plan()
     display.console.print(display.plan_table(description))
+    display.console.print(display.plan_tree(description))
     workdir = WorkDir(path)
     if parallel.is_first() and not workdir.differences(config):
         workdir.write_json("plan.json", description)
+        workdir.write_bytes("figures/plan.png", figures.plan(description))
     return description
 
 
@@ -68,33 +83,35 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     description = job.describe_plan()
     display.console.print(display.plan_table(description))
     cost = step_cost(job)
-    before = freezing.fingerprint(job.plan, job.pretrained.variables)
     devices = DataParallel(config.parallel)
-    initial, frozen = steps.divide(job.plan, job.pretrained.variables, job.optimizer)
-    initial, frozen = devices.replicate((initial, frozen))
     eval_step = _compile_eval_step(job, devices)
 
-    def evaluate(state: TrainState, split: str) -> Evaluation:
-        variables = steps.variables_of(state.trainable, state.statistics, frozen)
-        return evaluate_split(job, devices, eval_step, variables, split)
+    def evaluate(variables: Any, split: str) -> Evaluation:
+        merged = lora.merge(job.plan.adapters, variables)
+        return evaluate_split(job, devices, eval_step, devices.replicate(merged), split)
 
-    with Checkpoints(workdir.path / "checkpoints") as checkpoints:
+    ends = [job.stages[0].last] if job.recipe.interpolate else []
+    with Checkpoints(workdir.path / "checkpoints", keep=ends) as checkpoints:
         _check_same_run(results.identity(job), checkpoints)
         if parallel.is_first():
             workdir.write_json("plan.json", description)
             workdir.write_json("config.json", config_lib.to_dict(config))
-        log, meter = _fit(job, workdir, checkpoints, devices, initial, frozen, evaluate, started)
-        best, _ = checkpoints.restore(checkpoints.best, like=initial)
-    state = devices.replicate(best)
+        log, meter, proofs = _fit(job, workdir, checkpoints, devices, evaluate, started)
+        best, variables, path = _choose(job, checkpoints, evaluate)
+    if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "after":
+        variables = _reestimate(job, devices, variables)
     splits = [split for split in ("validation", "test") if split in job.examples]
-    evaluations = {split: evaluate(state, split) for split in splits}
-    variables = steps.variables_of(state.trainable, state.statistics, frozen)
-    variables = jax.tree.map(np.asarray, variables)
+    evaluations = {split: evaluate(variables, split) for split in splits}
+    before = freezing.fingerprint(job.plan, job.pretrained.variables)
     certificate = freezing.certificate(job.plan, before, variables)
+    certificate["ok"] = certificate["ok"] and all(proof["ok"] for proof in proofs)
+    if len(proofs) > 1:
+        certificate["phases"] = proofs
     summary = {
         **results.facts(job, description, certificate),
         "metrics": {split: found.summary() for split, found in evaluations.items()},
-        "steps": {"trained": job.total_steps, "best": int(state.step)},
+        "steps": {"trained": job.total_steps, "best": best},
+        **path,
         "cost": {
             **cost,
             **meter.timing,
@@ -102,7 +119,8 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
         },
     }
     if parallel.is_first():
-        trained = dataclasses.replace(job.pretrained, variables=variables)
+        merged = stages.host(lora.merge(job.plan.adapters, variables))
+        trained = dataclasses.replace(job.pretrained, variables=merged)
         results.write(workdir, job, trained, log.records, evaluations, summary)
     return summary
 
@@ -112,25 +130,29 @@ def _fit(
     workdir: WorkDir,
     checkpoints: Checkpoints,
     devices: DataParallel,
-    state: TrainState,
-    frozen: Frozen,
-    evaluate: Callable[[TrainState, str], Evaluation],
+    evaluate: Callable[[Any, str], Evaluation],
     started: float,
-) -> tuple[MetricsLog, Meter]:
-    """Trains to the last step, from the newest checkpoint if there is one."""
-    config = job.config
+) -> tuple[MetricsLog, Meter, list[dict[str, Any]]]:
+    """Trains to the last step, phase by phase, from the newest checkpoint if there is one.
+
+    Returns:
+      The log, the meter, and each phase's certificate.
+    """
+    config, start = job.config, job.pretrained.variables
     batches = _training_batches(job)
-    spent: dict[str, Any] = {}
-    if checkpoints.last is not None:
-        state, position = checkpoints.restore(checkpoints.last, like=state)
+    position: dict[str, Any] = {"phase": 0, "timing": {}, "proofs": []}
+    if checkpoints.last is None:
+        if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "before":
+            start = _reestimate(job, devices, start)
+        state, frozen = stages.begin(job, start)
+        position["before"] = freezing.fingerprint(job.stages[0].plan, start)
+    else:
+        state, frozen, position = _restore(job, checkpoints, checkpoints.last)
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
-        state = devices.replicate(state)
         batches.set_state(position["input"])
-        spent = position["timing"]
-    first = int(state.step)
+    first, proofs = int(state.step), list(position["proofs"])
     log = MetricsLog(workdir, first, writes=parallel.is_first())
-    meter = Meter(config.data.batch_size, job.schedule, started, spent)
-    train_step = _compile_train_step(job, devices)
+    meter = Meter(config.data.batch_size, job.learning_rate, started, position["timing"])
     save_every = config.train.checkpoint_every_steps
 
     with (
@@ -143,42 +165,134 @@ def _fit(
             log.write({"step": step, "epoch": epoch, "split": split, **figures})
             bar.show(step, figures, split)
 
-        for step in range(first + 1, job.total_steps + 1):
-            profile.before(step)
-            batch = meter.next_batch(batches)
-            state, metrics = meter.run(train_step, state, frozen, devices.shard(batch))
-            meter.add(step, metrics)
-            epoch_ends = step % job.steps_per_epoch == 0
-            save = epoch_ends or (save_every is not None and step % save_every == 0)
-            logs = step % config.logging.every_steps == 0
-            if save or logs:
-                try:  # before a checkpoint, so that none holds what is not finite
-                    meter.read()
-                except RunFailed as error:
-                    raise RunFailed(f"{error}; {_last_good(checkpoints)}") from None
-            if logs:
-                record(step, "train", meter.interval(step))
-            if epoch_ends:
-                record(step, "epoch", meter.epoch(step))
-            accuracy = None
-            if epoch_ends and "validation" in job.examples:
-                validation = meter.aside(evaluate, state, "validation").summary()
-                accuracy = validation["accuracy"]
-                record(step, "validation", validation)
-            if epoch_ends:
-                bar.end_epoch(step)
-            if save:
-                if not parallel.replicas_agree((state.trainable, state.statistics)):
-                    raise RunFailed(f"the devices differ at step {step}: a bug, please report it")
-                position = {
-                    "input": batches.get_state(),
-                    "timing": meter.position,
-                    **results.identity(job),
-                    "plan": {path: group.name for path, group in job.plan.groups.items()},
-                }
-                meter.aside(checkpoints.save, state, position, accuracy)
+        for number in range(position["phase"], len(job.stages)):
+            stage, before = job.stages[number], position["before"]
+            if number > position["phase"]:
+                meter.read()
+                state, frozen = stages.follow(job, number, state, frozen, start["params"])
+                before = freezing.fingerprint(stage.plan, _variables(state, frozen))
+            state, frozen = devices.replicate((state, frozen))
+            train_step = _compile_train_step(job, stage, devices)
+            meter.expect_compilation()
+            for step in range(int(state.step) + 1, stage.last + 1):
+                profile.before(step)
+                batch = meter.next_batch(batches)
+                state, metrics = meter.run(train_step, state, frozen, devices.shard(batch))
+                meter.add(step, metrics)
+                epoch_ends = step % job.steps_per_epoch == 0
+                save = epoch_ends or (save_every is not None and step % save_every == 0)
+                save = save or step == stage.last
+                logs = step % config.logging.every_steps == 0
+                if save or logs:
+                    try:  # before a checkpoint, so that none holds what is not finite
+                        meter.read()
+                    except RunFailed as error:
+                        raise RunFailed(f"{error}; {_last_good(checkpoints)}") from None
+                if logs:
+                    record(step, "train", meter.interval(step))
+                if epoch_ends:
+                    record(step, "epoch", meter.epoch(step))
+                accuracy = None
+                if epoch_ends and "validation" in job.examples:
+                    variables = _variables(state, frozen)
+                    validation = meter.aside(evaluate, variables, "validation").summary()
+                    accuracy = validation["accuracy"]
+                    record(step, "validation", validation)
+                if epoch_ends:
+                    bar.end_epoch(step)
+                if save:
+                    if not parallel.replicas_agree((state.trainable, state.statistics)):
+                        raise RunFailed(
+                            f"the devices differ at step {step}: a bug, please report it"
+                        )
+                    place = {
+                        "phase": number,
+                        "before": before,
+                        "proofs": proofs,
+                        "input": batches.get_state(),
+                        "timing": meter.position,
+                        **results.identity(job),
+                        "plan": {p: group.name for p, group in stage.plan.groups.items()},
+                    }
+                    keep = stages.kept(job, number, state, frozen)
+                    meter.aside(checkpoints.save, step, keep, place, accuracy)
+            proof = freezing.certificate(stage.plan, before, _variables(state, frozen))
+            proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
     checkpoints.wait()
-    return log, meter
+    return log, meter, proofs
+
+
+def _variables(state: TrainState, frozen: Frozen) -> dict[str, Any]:
+    return steps.variables_of(state.trainable, state.statistics, frozen)
+
+
+def _restore(
+    job: Job, checkpoints: Checkpoints, step: int
+) -> tuple[TrainState, Frozen, dict[str, Any]]:
+    """State, what is frozen, and position of a checkpoint."""
+    number, start = checkpoints.position(step)["phase"], job.pretrained.variables
+    restored, position = checkpoints.restore(step, like=stages.shapes(job, number, start))
+    state, frozen = stages.resume(job, number, restored, start)
+    return state, frozen, position
+
+
+def _choose(
+    job: Job, checkpoints: Checkpoints, evaluate: Callable[[Any, str], Evaluation]
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Step and variables of what is evaluated and exported, and how it was chosen.
+
+    That is the best checkpoint by validation, else the last; or, for a strategy that interpolates,
+    the coefficient that is best on validation (without one, the nearest to 0.5, as its authors
+    advise).
+    """
+    if not job.recipe.interpolate:
+        state, frozen, _ = _restore(job, checkpoints, checkpoints.best)
+        return checkpoints.best, _variables(state, frozen), {}
+    last = job.total_steps
+    probe, end = (
+        _variables(*_restore(job, checkpoints, step)[:2]) for step in (job.stages[0].last, last)
+    )
+    grid: list[dict[str, Any]] = []
+    for coefficient in job.recipe.interpolate:
+        between = interpolate(probe, end, coefficient)
+        found = {
+            split: evaluate(between, split).summary()
+            for split in ("validation", "test")
+            if split in job.examples
+        }
+        grid.append({"coefficient": coefficient, **found})
+    chosen = min(job.recipe.interpolate, key=lambda c: abs(c - 0.5))
+    if "validation" in job.examples:
+        best = max(grid, key=lambda row: row["validation"]["accuracy"])
+        chosen = best["coefficient"]
+    variables = interpolate(probe, end, chosen)
+    return last, variables, {"interpolation": {"coefficient": chosen, "grid": grid}}
+
+
+def interpolate(first: Any, last: Any, coefficient: float) -> Any:
+    """(1 − c) θ₀ + c θ₁ in float32; a leaf that did not move keeps its bits."""
+
+    def between(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.tobytes() == b.tobytes():
+            return a
+        mixed = (1 - coefficient) * a.astype(np.float32) + coefficient * b.astype(np.float32)
+        return mixed.astype(a.dtype)
+
+    return jax.tree.map(between, first, last)
+
+
+def _reestimate(job: Job, devices: DataParallel, variables: Any) -> dict[str, Any]:
+    """The variables with BatchNorm statistics measured in one pass over the training data."""
+    module = job.pretrained.module.clone(axis_name=parallel.AXIS)
+    step = batch_norm.make_statistics_step(
+        module, job.device_preprocessing.device, len(job.plan.blocks)
+    )
+    compiled = devices.compile(step, arguments=1, donate=False)
+    merged = devices.replicate(lora.merge(job.plan.adapters, variables))
+    batches = map(devices.shard, _training_batches(job, epochs=1))
+    found = batch_norm.reestimate(compiled, merged, batches)
+    return {**variables, "batch_stats": stages.host(found["batch_stats"])}
 
 
 def evaluate_split(
@@ -196,8 +310,23 @@ def evaluate_split(
     return evaluation.evaluate(eval_step, variables, map(devices.shard, batches))
 
 
-def step_cost(job: Job) -> dict[str, float]:
-    """FLOPs of one micro-batch's step on one device, without preprocessing, and the least."""
+def step_cost(job: Job) -> dict[str, Any]:
+    """FLOPs of one micro-batch's step on one device, without preprocessing, and the least.
+
+    Of several phases: the means over all steps, and each phase's own.
+    """
+    costs_of = [_stage_cost(job, stage) for stage in job.stages]
+    shares = [(stage.last - stage.first) / job.total_steps for stage in job.stages]
+    total: dict[str, Any] = {
+        name: sum(share * cost[name] for share, cost in zip(shares, costs_of, strict=True))
+        for name in ("flops_per_step", "flops_minimum")
+    }
+    if len(costs_of) > 1:
+        total["phases"] = costs_of
+    return total
+
+
+def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
     shards = jax.device_count() * job.config.train.gradient_accumulation
     size = job.config.data.batch_size // shards
     height, width = job.pretrained.preprocessing.output_size
@@ -207,12 +336,13 @@ def step_cost(job: Job) -> dict[str, float]:
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
-    loss = steps.make_loss(job.pretrained.module, job.plan, job.config.train.label_smoothing)
+    loss = steps.make_loss(job.pretrained.module, stage.plan, job.config.train.label_smoothing)
     step = steps.make_train_step(
-        loss, job.optimizer, lambda images, keys: images, seed=job.config.seed
+        loss, stage.optimizer, lambda images, keys: images, seed=job.config.seed
     )
     state, frozen = jax.eval_shape(
-        lambda variables: steps.divide(job.plan, variables, job.optimizer), job.pretrained.variables
+        lambda variables: steps.divide(stage.plan, variables, stage.optimizer),
+        job.pretrained.variables,
     )
 
     def forward(trainable, statistics, frozen, images, labels):
@@ -220,6 +350,7 @@ def step_cost(job: Job) -> dict[str, float]:
 
     images, labels = batch["image"], batch["label"]
     return {
+        "phase": stage.plan.phase,
         "flops_per_step": costs.lowered_flops(step, state, frozen, batch),
         "flops_minimum": costs.minimum_flops(
             forward, state.trainable, state.statistics, frozen, images, labels
@@ -227,60 +358,24 @@ def step_cost(job: Job) -> dict[str, float]:
     }
 
 
-class Profile:
-    """A trace of some steps by `jax.profiler`, in `profile/` of the work directory.
-
-    Args:
-      workdir: of the run.
-      first: steps that were done before this start.
-      steps: how many to trace; 0 for none.
-    """
-
-    WARM_UP = 2  # the first steps compile
-
-    def __init__(self, workdir: WorkDir, first: int, steps: int):
-        self._folder, self._steps = str(workdir.path / "profile"), steps
-        self._start = first + 1 + self.WARM_UP
-        self._running = False
-
-    def before(self, step: int) -> None:
-        """Starts or stops, if it is time to."""
-        if self._steps and step == self._start:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-        elif self._running and step == self._start + self._steps:
-            self._stop()
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        self._running = False
-
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._running:
-            self._stop()
-
-
-def _training_batches(job: Job) -> Any:
+def _training_batches(job: Job, epochs: int | None = None) -> Any:
     return input_pipeline.training_batches(
         job.examples["train"],
         job.pretrained.preprocessing,
         batch_size=job.config.data.batch_size,
         seed=job.config.seed,
-        num_epochs=job.config.train.epochs,
+        num_epochs=epochs or job.config.train.epochs,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=job.config.data.threads,
     )
 
 
-def _compile_train_step(job: Job, devices: DataParallel) -> Callable:
+def _compile_train_step(job: Job, stage: Stage, devices: DataParallel) -> Callable:
     module = job.pretrained.module.clone(axis_name=parallel.AXIS)
     step = steps.make_train_step(
-        steps.make_loss(module, job.plan, job.config.train.label_smoothing),
-        job.optimizer,
+        steps.make_loss(module, stage.plan, job.config.train.label_smoothing),
+        stage.optimizer,
         job.training_preprocess(),
         seed=job.config.seed,
         micro_batches=job.config.train.gradient_accumulation,

@@ -1,0 +1,108 @@
+"""The state of a phase: how it begins, what a checkpoint keeps of it, how it goes on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import optimizer, param_tree
+from tl_jax import train_step as steps
+from tl_jax.job import Job
+from tl_jax.train_step import Frozen, TrainState
+
+
+def begin(job: Job, variables: Mapping[str, Any]) -> tuple[TrainState, Frozen]:
+    """The state at the start of the first phase.
+
+    Args:
+      job: whose first phase it is.
+      variables: that training starts from.
+    """
+    stage = job.stages[0]
+    return steps.divide(stage.plan, dict(variables), stage.optimizer)
+
+
+def follow(
+    job: Job, number: int, state: TrainState, frozen: Frozen, start: Mapping[str, Any]
+) -> tuple[TrainState, Frozen]:
+    """The state at the start of a later phase.
+
+    Newly trainable parameters enter the optimizer with a fresh state, others keep theirs.
+
+    Args:
+      job: whose phases these are.
+      number: of the phase that begins, from 1 on.
+      state: at the end of the phase before.
+      frozen: in the phase before.
+      start: the parameters before any training.
+    """
+    before, stage = job.stages[number - 1], job.stages[number]
+    variables = steps.variables_of(state.trainable, state.statistics, frozen)
+    fresh, rest = steps.divide(stage.plan, variables, stage.optimizer, dict(start))
+    carried = optimizer.carry_over(state.optimizer, before.plan, fresh.optimizer, stage.plan)
+    carried = jax.tree.map(jnp.array, carried)  # a step gives its state's buffers up
+    return fresh._replace(step=jnp.array(state.step), optimizer=carried), rest
+
+
+def kept(job: Job, number: int, state: TrainState, frozen: Frozen) -> dict[str, Any]:
+    """What a checkpoint keeps: the state, and what earlier phases changed and this one freezes."""
+    params, statistics = _settled_paths(job, number)
+    return {
+        "state": state._asdict(),
+        "settled": {
+            "params": param_tree.split(frozen.params, params.__contains__)[0],
+            "statistics": param_tree.split(frozen.statistics, statistics.__contains__)[0],
+        },
+    }
+
+
+def shapes(job: Job, number: int, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """`kept` as shapes with dtype, for a checkpoint of this phase."""
+    stage = job.stages[number]
+
+    def build(variables):
+        state, frozen = steps.divide(stage.plan, variables, stage.optimizer)
+        return kept(job, number, state, frozen)
+
+    return jax.eval_shape(build, dict(variables))
+
+
+def resume(
+    job: Job, number: int, restored: Mapping[str, Any], start: Mapping[str, Any]
+) -> tuple[TrainState, Frozen]:
+    """The state from what a checkpoint kept.
+
+    Args:
+      job: whose phases these are.
+      number: of the phase that the checkpoint was made in.
+      restored: as `kept` gave it.
+      start: the variables before any training.
+    """
+    state, plan = TrainState(**restored["state"]), job.stages[number].plan
+    params, statistics = _settled_paths(job, number)
+    _, still = plan.split_params(start["params"])
+    _, unmoved = plan.split_statistics(start.get("batch_stats", {}))
+    still = param_tree.split(still, params.__contains__)[1]
+    unmoved = param_tree.split(unmoved, statistics.__contains__)[1]
+    pulled = any(group.pull for group in plan.groups.values())
+    frozen = Frozen(
+        param_tree.merge(still, restored["settled"]["params"]),
+        param_tree.merge(unmoved, restored["settled"]["statistics"]),
+        plan.split_params(start["params"])[0] if pulled else {},
+    )
+    return state, frozen
+
+
+def _settled_paths(job: Job, number: int) -> tuple[set[str], set[str]]:
+    """Parameters and statistics that an earlier phase changed and this one freezes."""
+    plan, earlier = job.stages[number].plan, [stage.plan for stage in job.stages[:number]]
+    params = {path for before in earlier for path in before.entries} - plan.entries.keys()
+    statistics = {path for before in earlier for path in before.statistics} - plan.statistics
+    return params, statistics
+
+
+def host(tree: Any) -> Any:
+    """The tree as NumPy arrays."""
+    return jax.tree.map(np.asarray, tree)

@@ -1,0 +1,545 @@
+"""Freezing strategies, each a short definition over the canonical depth map.
+
+A strategy is a function of a `Network` and of its own options (keyword-only, annotated, each with
+a default) that answers with a `Recipe`: phases of training, each a list of rules of which the first
+that matches a parameter puts it into a group. What no rule matches stays frozen. `@strategy` puts
+it under its name for `config.freeze.strategy`; a config file may define more (docs/strategies.md).
+"""
+
+import dataclasses
+import inspect
+import itertools
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from tl_jax.config import Freeze
+
+KINDS = (
+    "stem",
+    "attention",
+    "mlp",
+    "convolution",
+    "norm",
+    "bias",
+    "position",
+    "head",
+    "adapter",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter's place in the canonical depth map.
+
+    Attributes:
+      path: in the tree, `resnet/embedder/embedder/convolution/kernel`.
+      name: in the checkpoint's file, `resnet.embedder.embedder.convolution.weight`.
+      shape: of the array.
+      dtype: of the array, by name.
+      block: index in the chain of blocks.
+      block_name: its name, `stem`, `stages_0/layers_1`, `layer_3`, `norm`, `head` …
+      depth: blocks between it and the top of the trunk: 0 in the last residual block or encoder
+        layer, 1 in the one below …; -1 in the final norm, -2 in the head.
+      fraction: of depth: 0 in the stem, 1 in the head, in equal steps between.
+      kinds: all words of `KINDS` that hold, what it is first of all in front.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    block: int
+    block_name: str
+    depth: int
+    fraction: float
+    kinds: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The word for what it is first of all."""
+        return self.kinds[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What a strategy may look at.
+
+    Attributes:
+      family: `model_type` of the config.json, "resnet" or "vit".
+      blocks: names of the chain's blocks, from the stem to the head.
+      parameters: every parameter, in the order of the paths.
+    """
+
+    family: str
+    blocks: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that share one label.
+
+    Attributes:
+      name: the label: `frozen`, `head`, `adapter`, `trunk` or `trunk/…`.
+      multiplier: of the learning rate; None where nothing trains.
+      weight_decay: in the place of the optimizer's; None leaves that.
+      pull: strength of the decay toward the value that training started from.
+      decoupled: whether both act beside the gradient, as in AdamW, rather than within it.
+    """
+
+    name: str
+    multiplier: float | None = 1.0
+    weight_decay: float | None = None
+    pull: float = 0.0
+    decoupled: bool = False
+
+
+FROZEN = Group("frozen", None)
+HEAD = Group("head")
+TRUNK = Group("trunk")
+ADAPTER = Group("adapter")
+
+Select = str | Callable[[Parameter], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Parameters for which `matches` holds belong to `group`.
+
+    Attributes:
+      text: says to a reader which ones these are.
+      matches: whether a parameter is one of them.
+      group: theirs.
+      absent: what the plan notes where there is none; "" makes that an error.
+    """
+
+    text: str
+    matches: Callable[[Parameter], bool]
+    group: Group
+    absent: str = ""
+
+
+def train(what: Select, group: Group = TRUNK, *, text: str = "", absent: str = "") -> Rule:
+    """What trains: a word of `KINDS`, a regular expression over names, or a function."""
+    return Rule(text or str(what), _matcher(what), group, absent)
+
+
+def freeze(what: Select, *, text: str = "", absent: str = "") -> Rule:
+    """What stays frozen: a word of `KINDS`, a regular expression over names, or a function."""
+    return Rule(text or str(what), _matcher(what), FROZEN, absent)
+
+
+def _matcher(what: Select) -> Callable[[Parameter], bool]:
+    if not isinstance(what, str):
+        return what
+    if what in KINDS:
+        return lambda parameter: what in parameter.kinds
+    pattern = re.compile(what)
+    return lambda p: bool(pattern.search(p.path) or pattern.search(p.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one labelling.
+
+    Attributes:
+      name: for plan and log.
+      rules: the first that matches a parameter decides; what none matches stays frozen.
+      rate: multiplies the configuration's learning rate.
+      total: whether a parameter that no rule matches is an error.
+    """
+
+    name: str
+    rules: Sequence[Rule]
+    rate: float = 1.0
+    total: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside kernels; see `tl_jax.lora`.
+
+    Attributes:
+      rank: of the update.
+      alpha: the update is scaled by alpha / rank.
+      dropout: of what enters the adapters.
+      targets: words of `KINDS` or regular expressions over names of kernels.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a strategy comes to.
+
+    Attributes:
+      phases: in order.
+      trunk: "pretrained" or "random": the weights that the trunk starts from.
+      one_schedule: whether the learning rate's schedule spans the phases; else each has its own.
+      layer_decay: of the learning rate with depth, where the configuration says nothing.
+      discriminative: lowest and highest multiplier, where the configuration says nothing.
+      adapters: what is put beside the trunk's kernels.
+      interpolate: coefficients between the end of the first phase (0) and of the last (1).
+    """
+
+    phases: Sequence[Phase]
+    trunk: str = "pretrained"
+    one_schedule: bool = False
+    layer_decay: float | None = None
+    discriminative: tuple[float, float] | None = None
+    adapters: Lora | None = None
+    interpolate: tuple[float, ...] = ()
+
+
+STRATEGIES: dict[str, Callable[..., Recipe]] = {}
+
+
+def strategy(function: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Registers a strategy under the function's name.
+
+    Raises:
+      ValueError: the name is taken by another module's, or a parameter after the network is not
+        keyword-only, or it has no annotation or no default.
+    """
+    name = function.__name__
+    known = STRATEGIES.get(name)
+    if known is not None and known.__module__ == __name__:
+        raise ValueError(f"there is a strategy {name!r} already: call it something else")
+    hints = typing.get_type_hints(function)
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.name not in hints:
+            raise ValueError(
+                f"{name}: the option {parameter.name!r} must be keyword-only and typed"
+            )
+        if parameter.name in _TAKEN:
+            raise ValueError(f"{name}: freeze.{parameter.name} goes with every strategy already")
+        if not set(_plain_types(hints[parameter.name])) <= _OPTION_TYPES:
+            raise ValueError(
+                f"{name}: the option {parameter.name!r} must be an int, float, str, bool, tuple or "
+                "None, or a union of these"
+            )
+        if parameter.default is parameter.empty:
+            raise ValueError(f"{name}: the option {parameter.name!r} needs a default")
+    STRATEGIES[name] = function
+    return function
+
+
+_TAKEN = {field.name for field in dataclasses.fields(Freeze)}
+_OPTION_TYPES = {int, float, str, bool, tuple, type(None)}
+
+
+def _plain_types(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def options_of(name: str) -> dict[str, tuple[Any, Mapping[str, Any], Any]]:
+    """Annotation, limits and default of each option that a strategy takes."""
+    function = STRATEGIES[name]
+    found: dict[str, tuple[Any, Mapping[str, Any], Any]] = {}
+    hints = typing.get_type_hints(function, include_extras=True)
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        hint, limits = hints[parameter.name], {}
+        if typing.get_origin(hint) is Annotated:
+            hint, limits = typing.get_args(hint)[:2]
+        found[parameter.name] = (hint, limits, parameter.default)
+    return found
+
+
+def _pattern_problems(pairs: Iterable[Any]) -> list[str]:
+    found = []
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            found.append(f'{pair!r} is no pair of an expression and "train", "frozen" or a number')
+            continue
+        regex, value = pair
+        found += _regex_problems([regex])
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value not in ("train", "frozen") and not (number and 0 < value < math.inf):
+            found.append(f'{value!r} is none of "train", "frozen", a number above 0')
+    return found
+
+
+def _regex_problems(words: Iterable[Any]) -> list[str]:
+    found = []
+    for word in words:
+        try:
+            re.compile(word)
+        except (re.error, TypeError) as error:
+            found.append(f"{word!r} is no regular expression: {error}")
+    return found
+
+
+def _coefficient_problems(values: tuple) -> list[str]:
+    numbers = all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+    return [] if values and numbers else [f"{values!r} is no list of numbers from 0 to 1"]
+
+
+_REST = train(lambda parameter: True, text="the trunk")
+_NONE_LEFT = "this network has none: only the head trains, as in a linear probe"
+
+Count = Annotated[int, {"at_least": 1}]
+Positive = Annotated[float, {"above": 0.0}]
+NotNegative = Annotated[float, {"at_least": 0.0}]
+Rate = Annotated[float, {"at_least": 0.0, "below": 1.0}]
+
+
+@strategy
+def linear_probe(network: Network) -> Recipe:
+    """Only the head trains, on features of the frozen trunk (Alain & Bengio, arXiv:1610.01644)."""
+    return Recipe([Phase("linear_probe", [train("head", HEAD)])])
+
+
+@strategy
+def full(network: Network) -> Recipe:
+    """Everything trains, the trunk from its pretrained weights."""
+    return Recipe([Phase("full", [train("head", HEAD), _REST])])
+
+
+@strategy
+def top_k(network: Network, *, k: Count = 1) -> Recipe:
+    """The last k blocks, the final norm and the head train (Yosinski et al., arXiv:1411.1792)."""
+    upper = train(lambda p: p.depth < k, text=f"the last {k} blocks and the final norm")
+    below = freeze(lambda p: p.depth >= k, text=f"what lies below the last {k} blocks")
+    return Recipe([Phase("top_k", [train("head", HEAD), upper, below])])
+
+
+@strategy
+def patterns(
+    network: Network,
+    *,
+    patterns: Annotated[tuple, {"check": _pattern_problems}] = (
+        (r"^classifier", "train"),
+        (r"", "frozen"),
+    ),
+) -> Recipe:
+    """Regular expressions over names; the first that is found in a parameter's decides.
+
+    Args:
+      network: any.
+      patterns: pairs of an expression and "train", "frozen" or a multiplier of the learning rate;
+        between them they must cover every parameter.
+    """
+    rules = []
+    for regex, value in patterns:
+        multiplier = 1.0 if value == "train" else value
+        group = FROZEN if value == "frozen" else Group(f"trunk/{regex}", float(multiplier))
+        rules.append(Rule(repr(regex), _matcher(regex or "^"), group))
+    return Recipe([Phase("patterns", rules, total=True)])
+
+
+@strategy
+def lp_ft(network: Network, *, rate: Positive = 0.1) -> Recipe:
+    """A linear probe, then everything from that head, `rate` times as fast (arXiv:2202.10054).
+
+    Kumar et al. 2022: full fine-tuning from a random head distorts pretrained features; from the
+    head that the probe found it hardly does.
+    """
+    probe = Phase("linear_probe", [train("head", HEAD)])
+    return Recipe([probe, Phase("full", [train("head", HEAD), _REST], rate=rate)])
+
+
+@strategy
+def gradual_unfreezing(network: Network, *, groups: Count = 4) -> Recipe:
+    """One group of blocks more in each phase, from the top (ULMFiT, arXiv:1801.06146).
+
+    The trunk's blocks are cut into `groups` runs whose lengths differ by one at most, the top one
+    with the final norm; the first phase trains the head alone. One schedule spans all phases, and
+    the optimizer's moments survive a change of phase. `freeze.phases` sets the phases' epochs.
+    """
+    depths = sorted({p.depth for p in network.parameters if p.depth >= 0})
+    groups = min(groups, len(depths))
+    edges = [len(depths) * number // groups for number in range(groups + 1)]
+    rules = [train("head", HEAD)]
+    phases = [Phase("head", list(rules))]
+    for number, (low, high) in enumerate(itertools.pairwise(edges), start=1):
+        above = depths[low] if low else -1
+        below = depths[high - 1]
+        text = f"group {number} of {groups} from the top"
+        rules.append(train(_between(above, below), Group(f"trunk/{number}"), text=text))
+        phases.append(Phase(f"top {number} of {groups}", list(rules)))
+    return Recipe(phases, one_schedule=True)
+
+
+def _between(above: int, below: int) -> Callable[[Parameter], bool]:
+    return lambda parameter: above <= parameter.depth <= below
+
+
+@strategy
+def discriminative(network: Network) -> Recipe:
+    """Everything trains, the rate rising geometrically from the stem to the head (ULMFiT).
+
+    A block at fraction f of depth learns at lowest^(1-f) highest^f times the learning rate;
+    `freeze.discriminative` sets (lowest, highest), here (0.01, 1), with any strategy.
+    """
+    return dataclasses.replace(full(network), discriminative=(0.01, 1.0))
+
+
+@strategy
+def layer_decay(network: Network) -> Recipe:
+    """Everything trains, each block slower than the one above it (BEiT, arXiv:2106.08254).
+
+    The rate is multiplied by decay^n, n = 0 in the head and the final norm, 1 in the last block, …,
+    most in the stem, as BEiT counts (timm has the final norm at n = 1). `freeze.layer_decay` sets
+    it, here 0.75, with any strategy.
+    """
+    return dataclasses.replace(full(network), layer_decay=0.75)
+
+
+@strategy
+def surgical(
+    network: Network, *, first: int | float | str = 0.0, last: int | float | str = 0.25
+) -> Recipe:
+    """One contiguous range of blocks trains, and the head (Lee et al. 2022, arXiv:2210.11466).
+
+    Args:
+      network: any.
+      first: the range's lowest block: a block's index (0 is the stem), the fraction of depth from
+        which on blocks belong to it (0.0 is the stem, 1.0 the head), or the name of a block or of
+        several (`layer_3`, `stages_1`).
+      last: its highest block, likewise.
+    """
+    low, high = _position(network, first)[0], _position(network, last)[-1]
+    if low > high:
+        raise ValueError(f"first = {first!r} lies above last = {last!r}")
+    text = f"blocks {network.blocks[low]} to {network.blocks[high]}"
+    chosen = train(lambda p: low <= p.block <= high, text=text)
+    return Recipe([Phase("surgical", [train("head", HEAD), chosen])])
+
+
+def _position(network: Network, where: int | float | str) -> list[int]:
+    """Indices of the blocks that a name, an index or a fraction stands for, at least one."""
+    names, top = network.blocks, len(network.blocks) - 1
+    if isinstance(where, str):
+        found = [i for i, b in enumerate(names) if b == where or b.startswith(f"{where}/")]
+    elif isinstance(where, float):
+        reached = [i for i in range(top + 1) if i / top <= where + 1e-9]
+        from_there = [i for i in range(top + 1) if i / top >= where - 1e-9]
+        found = [from_there[0], reached[-1]] if 0 <= where <= 1 else []
+    else:
+        found = [where] if 0 <= where <= top else []
+    if not found:
+        raise ValueError(
+            f"{where!r} is no block: give an index from 0 to {top}, a fraction from 0.0 to 1.0, "
+            f"or a name among {', '.join(names)}"
+        )
+    return found
+
+
+@strategy
+def bitfit(network: Network) -> Recipe:
+    """All biases train, and the head (Ben Zaken et al. 2021, arXiv:2106.10199)."""
+    norms_only = all("norm" in p.kinds or "head" in p.kinds for p in _of_kind(network, "bias"))
+    note = "no layer has a bias but the norms': those train" if norms_only else ""
+    return Recipe([Phase("bitfit", [train("head", HEAD), train("bias"), *_note(note)])])
+
+
+@strategy
+def norm_only(network: Network) -> Recipe:
+    """Scale and shift of every norm train, and the head (Frankle et al. 2020, arXiv:2003.00152)."""
+    return Recipe([Phase("norm_only", [train("head", HEAD), train("norm", absent=_NONE_LEFT)])])
+
+
+@strategy
+def attention_only(network: Network) -> Recipe:
+    """The attention layers train, and the head (Touvron et al. 2022, arXiv:2203.09795)."""
+    rules = [train("head", HEAD), train("attention", absent=_NONE_LEFT)]
+    return Recipe([Phase("attention_only", rules)])
+
+
+@strategy
+def freeze_embed(network: Network) -> Recipe:
+    """Everything trains but the stem or patch embedding (Kumar et al. 2024, arXiv:2211.09359)."""
+    return Recipe([Phase("freeze_embed", [freeze("stem"), train("head", HEAD), _REST])])
+
+
+@strategy
+def lora(
+    network: Network,
+    *,
+    rank: Count = 8,
+    alpha: Positive = 8.0,
+    dropout: Rate = 0.0,
+    targets: Annotated[tuple | None, {"check": lambda t: _regex_problems(t)}] = None,
+) -> Recipe:
+    """Low-rank adapters train, and the head (Hu et al. 2021, arXiv:2106.09685).
+
+    A target's kernel W acts as W + (alpha / rank) A B; A is drawn at random, B starts at zero.
+
+    Args:
+      network: any.
+      rank: columns of A, rows of B.
+      alpha: scale of the update.
+      dropout: of what enters the adapters.
+      targets: words of `KINDS` or regular expressions over names of kernels; None takes the
+        attention's kernels, or in a network without attention those of all convolutions.
+    """
+    if targets is None:
+        targets = ("attention",) if _of_kind(network, "attention") else ("convolution",)
+    return Recipe(
+        [Phase("lora", [train("head", HEAD), train("adapter", ADAPTER)])],
+        adapters=Lora(rank, alpha, dropout, tuple(targets)),
+    )
+
+
+@strategy
+def l2_sp(
+    network: Network, *, alpha: NotNegative = 0.1, beta: NotNegative = 0.01, decoupled: bool = False
+) -> Recipe:
+    """Everything trains, held toward its start (Li et al. 2018, arXiv:1802.01483).
+
+    The objective has α/2 ‖w − w⁰‖² more over the trunk and β/2 ‖w‖² over the head; with
+    `decoupled` each step shrinks w − w⁰ by the rate times α beside the gradient, as AdamW does.
+    The configuration's own weight decay is left out.
+    """
+    head = dataclasses.replace(HEAD, weight_decay=beta, decoupled=decoupled)
+    trunk = dataclasses.replace(TRUNK, weight_decay=0.0, pull=alpha, decoupled=decoupled)
+    rules = [train("head", head), train(lambda p: True, trunk, text="the trunk")]
+    return Recipe([Phase("l2_sp", rules)])
+
+
+@strategy
+def wise_ft(
+    network: Network,
+    *,
+    rate: Positive = 0.1,
+    coefficients: Annotated[tuple, {"check": _coefficient_problems}] = tuple(
+        step / 10 for step in range(11)
+    ),
+) -> Recipe:
+    """LP-FT, then the weights between probe and end (Wortsman et al. 2021, arXiv:2109.01903).
+
+    θ(c) = (1 − c) θ_probe + c θ_end for each coefficient; validation chooses.
+    """
+    return dataclasses.replace(
+        lp_ft(network, rate=rate), interpolate=tuple(float(c) for c in coefficients)
+    )
+
+
+@strategy
+def random_trunk(network: Network) -> Recipe:
+    """A control: the head trains on a frozen trunk of random weights."""
+    return dataclasses.replace(linear_probe(network), trunk="random")
+
+
+@strategy
+def from_scratch(network: Network) -> Recipe:
+    """A control: the same network from random weights, all of which train."""
+    return dataclasses.replace(full(network), trunk="random")
+
+
+def _note(text: str) -> list[Rule]:
+    """A rule that matches nothing and leaves a note in the plan."""
+    return [Rule("", lambda parameter: False, FROZEN, absent=text)] if text else []
+
+
+def _of_kind(network: Network, kind: str) -> list[Parameter]:
+    return [parameter for parameter in network.parameters if kind in parameter.kinds]
