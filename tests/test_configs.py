@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tl_jax import config_files, freezing, models, optimizer, param_tree
+from tl_jax import config_files, depth_map, freezing, models, optimizer, param_tree
 from tl_jax import train_step as steps
 from tl_jax.preprocessing import Preprocessing
 
@@ -63,13 +63,13 @@ def test_builds(path):
     images = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     blocks = family.chain(network)
-    depth_map = freezing.depth_map(family, blocks, variables["params"], names={})
-    recipe = freezing.recipe(config.freeze, depth_map)
+    network_map = depth_map.describe(family, blocks, variables["params"], names={})
+    recipe = freezing.recipe(config.freeze, network_map)
     statistics = {
-        path: freezing.block_of(path, blocks)
+        path: depth_map.block_of(path, blocks)
         for path in param_tree.flatten(variables.get("batch_stats", {}))
     }
-    (plan,) = freezing.resolve(config.freeze, recipe, depth_map, statistics)
+    (plan,) = freezing.resolve(config.freeze, recipe, network_map, statistics)
     if expected := PARAMETERS.get(config.model.pretrained):
         trunk = [p for p in plan.parameters if plan.groups[p.path].name != "head"]
         assert param_tree.size(trunk) == expected

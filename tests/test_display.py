@@ -6,7 +6,7 @@ import pytest
 from plan_examples import leaf, network, plan
 from rich.console import Console
 
-from tl_jax import display, job
+from tl_jax import job, plan_display
 
 TRUNK = ("stem", "layer_0", "layer_1")
 PROBE = network({"head": "head"})
@@ -24,7 +24,7 @@ def shown(what, width=100):
 
 
 def test_one_phase():
-    assert shown(display.plan_table(plan(PROBE))) == [
+    assert shown(plan_display.plan_table(plan(PROBE))) == [
         "Plan: sample, the trunk's weights pretrained",
         "",
         "group    parameters   rate   state bytes   blocks",
@@ -39,7 +39,7 @@ def test_one_phase():
 
 def test_each_phase_has_its_own_rate_and_boundary():
     second = {"learning_rate": 0.01, "optimizer": "adam", "name": "full"}
-    assert shown(display.plan_table(plan(PROBE, (FULL, second)))) == [
+    assert shown(plan_display.plan_table(plan(PROBE, (FULL, second)))) == [
         "Plan: sample, the trunk's weights pretrained",
         "",
         "Phase 1 of 2, phase_0: 2 epochs (steps 1 to 200), sgd; gradients end at head",
@@ -63,7 +63,7 @@ def test_groups_by_block_or_number_are_one_row():
         for i, n in enumerate(names[:-1])
     ]
     numbered = [leaf(n, "mlp", 10, f"trunk/{i}", blocks=names) for i, n in enumerate(names[:-1])]
-    rows = shown(display.plan_table(plan(by_block, numbered, blocks=names)))
+    rows = shown(plan_display.plan_table(plan(by_block, numbered, blocks=names)))
     found = [line.split() for line in rows if line.startswith("trunk")]
     assert found == [
         ["trunk/…", "510", "8.88e-17–0.1", "2,040", "stem", "…", "layer_49"],
@@ -73,14 +73,14 @@ def test_groups_by_block_or_number_are_one_row():
 
 def test_the_only_group_of_its_kind_keeps_its_number():
     groups = {"layer_1": ("trunk/1/layer_1", 0.5), "head": "head"}
-    assert shown(display.plan_table(plan(network(groups))))[5].startswith("trunk/1 ")
+    assert shown(plan_display.plan_table(plan(network(groups))))[5].startswith("trunk/1 ")
 
 
 def test_names_of_groups_are_not_markup_and_narrow_windows_hold_all():
     group = "trunk/[a-z]+[/red]"
-    wide = shown(display.plan_table(plan(network({"layer_0": group, "head": "head"}))))
+    wide = shown(plan_display.plan_table(plan(network({"layer_0": group, "head": "head"}))))
     assert any(line.startswith(group) for line in wide)
-    for show in (display.plan_table, display.plan_tree):
+    for show in (plan_display.plan_table, plan_display.plan_tree):
         narrow = shown(show(plan(network({"layer_0": group}), MIXED)), width=44)
         assert max(map(len, narrow)) <= 44
         whole = "".join("".join(narrow).split())
@@ -92,13 +92,13 @@ MIXED = network({("layer_0", "norm"): "trunk", "head": "head"})
 
 def test_scattered_blocks_are_named_as_they_lie():
     groups = {"stem": "trunk", "layer_1": "trunk"}
-    lines = shown(display.plan_table(plan(network(groups))))
+    lines = shown(plan_display.plan_table(plan(network(groups))))
     assert lines[4].endswith("layer_0, head") and lines[5].endswith("stem, layer_1")
     names = tuple(f"b{i}" for i in range(12))
     every_other = [
         leaf(n, "mlp", 10, ("frozen", "trunk")[i % 2], blocks=names) for i, n in enumerate(names)
     ]
-    lines = shown(display.plan_table(plan(every_other, blocks=names)))
+    lines = shown(plan_display.plan_table(plan(every_other, blocks=names)))
     assert lines[5].endswith("6 blocks between b1 and b11")
 
 
@@ -108,30 +108,30 @@ def test_decay_and_pull_have_columns_where_there_are_any():
         leaf("stem", "norm", 10, "trunk"),
         leaf("head", "head", 10, "head"),
     ]
-    lines = shown(display.plan_table(plan(leaves)))
+    lines = shown(plan_display.plan_table(plan(leaves)))
     assert lines[2].split()[:5] == ["group", "parameters", "rate", "decay", "pull"]
     assert lines[4].split()[:5] == ["trunk", "20", "0.1", "0.01", "0.5"]
     assert lines[5].split()[:5] == ["head", "10", "0.1", "–", "–"]
     assert "Weight decay acts on kernels only." in lines
     assert "Pull: decay toward the value that training started from." in lines
-    assert "Weight decay acts on kernels only." not in shown(display.plan_table(plan(PROBE)))
+    assert "Weight decay acts on kernels only." not in shown(plan_display.plan_table(plan(PROBE)))
 
 
 def test_batch_norm_and_notes():
     statistics = {"moving_statistics": ["a", "b"], "frozen_statistics": ["c"]}
     fields = {"notes": ["nothing [b] to fear"], **statistics}
-    lines = shown(display.plan_table(plan(PROBE, batch_norm="batch", **fields)))
+    lines = shown(plan_display.plan_table(plan(PROBE, batch_norm="batch", **fields)))
     policy = "BatchNorm statistics (freeze.batch_norm={}): 2 {}, 1 stay frozen."
     assert policy.format("batch", "move with the batch") in lines
     assert lines[-1] == "Note: nothing [b] to fear"
-    lines = shown(display.plan_table(plan(PROBE, batch_norm="reestimate", **fields)))
+    lines = shown(plan_display.plan_table(plan(PROBE, batch_norm="reestimate", **fields)))
     assert policy.format("reestimate", "are measured anew") in lines
     own = {"batch_norm": "batch", "moving_statistics": ["a"]}
-    lines = shown(display.plan_table(plan(PROBE, (FULL, own))))
+    lines = shown(plan_display.plan_table(plan(PROBE, (FULL, own))))
     assert not any("1 BatchNorm" in line for line in lines[:7])
     assert "stem; 1 BatchNorm statistics move" in " ".join(lines)
     still = plan(PROBE, trunk="random", frozen_statistics=["c"])
-    assert any("a weak control" in line for line in shown(display.plan_table(still)))
+    assert any("a weak control" in line for line in shown(plan_display.plan_table(still)))
 
 
 # The tree.
@@ -139,7 +139,7 @@ def test_batch_norm_and_notes():
 
 def test_the_map_goes_from_groups_to_blocks_to_kinds():
     groups = {"layer_0": ("trunk", 0.5), "layer_1": ("trunk", 0.5), "head": "head"}
-    lines = shown(display.plan_tree(plan(network(groups))))
+    lines = shown(plan_display.plan_tree(plan(network(groups))))
     assert lines[1:14] == [
         "5 blocks, 197,898 parameters; in brackets the fraction of depth, 0 in the stem and 1 in "
         "the head",
@@ -160,23 +160,23 @@ def test_the_map_goes_from_groups_to_blocks_to_kinds():
 
 def test_the_map_says_when_a_group_trains_and_how_fast_in_any_phase():
     slow = network(dict.fromkeys(TRUNK, ("trunk", 0.1)) | {"head": ("head", 0.2)})
-    lines = shown(display.plan_tree(plan(PROBE, MIXED, slow)))
+    lines = shown(plan_display.plan_tree(plan(PROBE, MIXED, slow)))
     assert "├── trunk: 173,408 parameters, trains in phase 3" in lines
     assert "├── trunk: 4,000 parameters, trains in phases 2 to 3" in lines
     assert "│   └── layer_0 [0.25]: norm 4,000, rate × 0.1–1" in lines
     assert "└── head: 20,490 parameters, trains in all phases" in lines
     assert "    └── head [1]: head 20,490, rate × 0.2–1" in lines
-    lines = shown(display.plan_tree(plan(FULL, PROBE, FULL)))
+    lines = shown(plan_display.plan_tree(plan(FULL, PROBE, FULL)))
     assert "├── trunk: 177,408 parameters, trains in phases 1, 3" in lines
     assert "├── frozen: 177,408 parameters, throughout" in shown(
-        display.plan_tree(plan(PROBE, PROBE))
+        plan_display.plan_tree(plan(PROBE, PROBE))
     )
 
 
 def test_biases_of_norms_are_called_so():
     bias = {"kinds": ["norm", "bias"], "path": "stem/norm/bias"}
     leaves = [leaf("stem", "norm", 8, "trunk", **bias), leaf("stem", "norm", 8)]
-    lines = shown(display.plan_tree(plan(leaves)))
+    lines = shown(plan_display.plan_tree(plan(leaves)))
     assert "│   └── stem [0]: norm 8" in lines
     assert "    └── stem [0]: norm biases 8, rate × 1" in lines
 
@@ -188,7 +188,7 @@ def test_a_deep_network_stays_readable():
         for n in names
         for kind, group in (("mlp", "frozen"), ("adapter", "adapter"))
     ]
-    assert len(shown(display.plan_tree(plan(leaves, blocks=names)))) < 15
+    assert len(shown(plan_display.plan_tree(plan(leaves, blocks=names)))) < 15
 
 
 # What would run.
@@ -217,12 +217,12 @@ def test_a_deep_network_stays_readable():
     ],
 )
 def test_schedule_and_what_goes_with_it(phase, fields, expected):
-    lines = shown(display.plan_tree(plan((PROBE, phase), **fields)))
+    lines = shown(plan_display.plan_tree(plan((PROBE, phase), **fields)))
     assert lines[-len(expected) :] == expected
 
 
 def test_data_and_length():
-    lines = shown(display.plan_tree(plan(PROBE)))
+    lines = shown(plan_display.plan_tree(plan(PROBE)))
     assert lines[-4:-1] == [
         "data      tfds:sample, 10 classes",
         "train     6,400 examples (train[:90%])",
@@ -232,14 +232,14 @@ def test_data_and_length():
 
 def test_schedules_of_phases():
     two = (PROBE, (FULL, {"learning_rate": 0.01}))
-    assert shown(display.plan_tree(plan(*two)))[-2:] == [
+    assert shown(plan_display.plan_tree(plan(*two)))[-2:] == [
         "phase 1   sgd, learning rate 0.1 to 0 (cosine), no warm-up",
         "phase 2   sgd, learning rate 0.01 to 0 (cosine), no warm-up",
     ]
-    assert shown(display.plan_tree(plan(PROBE, FULL, one_schedule=True)))[-1] == (
+    assert shown(plan_display.plan_tree(plan(PROBE, FULL, one_schedule=True)))[-1] == (
         "schedule  sgd, learning rate 0.1 to 0 (cosine), no warm-up, over all phases"
     )
-    assert shown(display.plan_tree(plan(*two, one_schedule=True)))[-1] == (
+    assert shown(plan_display.plan_tree(plan(*two, one_schedule=True)))[-1] == (
         "phase 2   sgd, learning rate 0.01 to 0 (cosine), no warm-up, over all phases"
     )
 
@@ -261,6 +261,6 @@ def test_a_job_describes_what_would_run(digits_config):
         "validation": {"split": "train[192:300]", "examples": 108},
         "test": {"split": "test[:130]", "examples": 130},
     }
-    lines = shown(display.plan_table(found)) + shown(display.plan_tree(found))
+    lines = shown(plan_display.plan_table(found)) + shown(plan_display.plan_tree(found))
     assert "validation  108 examples (train[192:300])" in lines
     assert any(line.startswith("Phase 2 of 2, full: 1 epoch (steps 4 to 6)") for line in lines)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tl_jax import config_files, freezing, job, load_pretrained, param_tree
+from tl_jax import certificate, config_files, job, load_pretrained, param_tree
 from tl_jax.errors import UserError
 
 
@@ -120,7 +120,7 @@ def test_statistics_move_only_where_asked_and_only_in_blocks_that_train(resnet):
 def test_certificate_sees_one_bit_of_a_parameter_and_of_a_statistic(resnet):
     plan = plan_of(resnet, strategy="top_k", k=1)
     variables = jax.tree.map(np.array, resnet.variables)
-    before = freezing.fingerprint(plan, variables)
+    before = certificate.fingerprint(plan, variables)
 
     def changed(collection, part):
         flat = param_tree.flatten(variables[collection])
@@ -129,11 +129,11 @@ def test_certificate_sees_one_bit_of_a_parameter_and_of_a_statistic(resnet):
         leaf.view(np.uint8).reshape(-1)[0] ^= 1
         return {**variables, collection: param_tree.unflatten({**flat, path: leaf})}
 
-    same = freezing.certificate(plan, before, variables)
+    same = certificate.certify(plan, before, variables)
     assert same["ok"] and same["sha256_before"] == same["sha256_after"] == before
     frozen = [path for path in param_tree.flatten(variables["params"]) if not plan.trains(path)]
     assert same["leaves"] == len(frozen) + len(param_tree.flatten(variables["batch_stats"]))
-    assert not freezing.certificate(plan, before, changed("params", "stages_1"))["ok"]
-    assert not freezing.certificate(plan, before, changed("batch_stats", "stages_2"))["ok"]
-    assert freezing.certificate(plan, before, changed("params", "stages_2"))["ok"]
+    assert not certificate.certify(plan, before, changed("params", "stages_1"))["ok"]
+    assert not certificate.certify(plan, before, changed("batch_stats", "stages_2"))["ok"]
+    assert certificate.certify(plan, before, changed("params", "stages_2"))["ok"]
     json.dumps(same)

@@ -12,7 +12,7 @@ import pytest
 from golden import networks
 from safetensors.numpy import load_file, save_file
 
-from tl_jax import freezing, inference, job, load_pretrained, param_tree, save_pretrained, trainer
+from tl_jax import depth_map, inference, job, load_pretrained, param_tree, save_pretrained, trainer
 from tl_jax.config import config_hash
 from tl_jax.errors import UserError
 from tl_jax.models import Head
@@ -112,7 +112,7 @@ def test_paths_shapes_and_the_places_in_the_depth_map(name, head, network):
         if head.kind == "mlp"
         else {"bias": (3,), "kernel": (width, 3)}
     )
-    found = freezing.depth_map(net.family, net.chain, params, net.conversion.keys)
+    found = depth_map.describe(net.family, net.chain, params, net.conversion.keys)
     of_head = [p for p in found.parameters if p.path.startswith(f"{net.family.head}/")]
     assert len(of_head) == len(shapes)
     for parameter in of_head:

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from tl_jax import costs, job, load_pretrained, lora, losses, optimizer, parallel, param_tree
+from tl_jax import phases as phases_lib
 from tl_jax import stages as stages_lib
 from tl_jax import train_step as steps
 from tl_jax.models.layers import Head
@@ -46,7 +47,7 @@ class Phases:
             dtype=jnp.dtype(config.model.dtype),
         )
         recipe, plans, self.pretrained = job.resolve_plans(config, loaded)
-        self.stages = job.stages_of(config, recipe, plans, steps_per_epoch=3 * len(plans))
+        self.stages = phases_lib.stages_of(config, recipe, plans, steps_per_epoch=3 * len(plans))
         self.config, self.recipe = config, recipe
         self.start = self.pretrained.variables
 

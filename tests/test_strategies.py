@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tl_jax import config_files, job, load_pretrained, param_tree
+from tl_jax import config_files, job, load_pretrained, param_tree, phases
 from tl_jax.errors import UserError
 from tl_jax.strategies import STRATEGIES
 
@@ -226,7 +226,7 @@ def resolve(pretrained, strategy, seed=0, **options):
         }
     )
     recipe, plans, adapted = job.resolve_plans(config, pretrained)
-    stages = job.stages_of(config, recipe, plans, steps_per_epoch=20)
+    stages = phases.stages_of(config, recipe, plans, steps_per_epoch=20)
     return recipe, stages, adapted
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax import costs, job, load_pretrained, optimizer, parallel, param_tree, trainer
+from tl_jax import costs, job, load_pretrained, optimizer, parallel, param_tree
 from tl_jax import train_step as steps
+from tl_jax.step_cost import step_cost
 
 SHAPE = (32, 32, 3)
 
@@ -208,7 +209,7 @@ def test_full_fine_tuning_costs_what_its_gradients_cost(digits_config):
 def test_reported_cost_is_the_compiled_one(digits_config):
     config = digits_config("resnet_bottleneck")
     prepared = job.prepare(config)
-    reported = trainer.step_cost(prepared)
+    reported = step_cost(prepared)
     assert reported["flops_minimum"] <= reported["flops_per_step"]
     assert reported["flops_per_step"] <= 1.02 * reported["flops_minimum"]
     compiled, *_ = cost_of(config)  # 8 images, as one of 8 devices has of a batch of 64

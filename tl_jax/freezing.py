@@ -1,26 +1,20 @@
-"""A strategy's recipe on one network → a plan for each phase, and the proof of what stayed frozen.
+"""A strategy's recipe on one network → a plan for each phase.
 
 Everything follows from the plan: what is differentiated, the optimizer's labels, the BatchNorm
 policy, what a checkpoint stores, the printed table and the certificate.
 """
 
 import dataclasses
-import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from tl_jax import lora, param_tree
+from tl_jax import param_tree
 from tl_jax.config import Freeze
 from tl_jax.errors import UserError
-from tl_jax.models import BlockSpec, Family
 from tl_jax.strategies import (
     FROZEN,
     HEAD,
-    KINDS,
     STRATEGIES,
     Group,
     Lora,
@@ -32,7 +26,6 @@ from tl_jax.strategies import (
 )
 
 _NAMED = 5  # so many of a kind are named in an error, the others counted
-_FIRST_WORDS = ("adapter", "head", "position", "norm", "stem", "bias")  # rather than the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,60 +87,6 @@ class Plan:
     def split_statistics(self, stats: param_tree.Tree) -> tuple[dict[str, Any], dict[str, Any]]:
         """Moving and frozen statistics, as two trees."""
         return param_tree.split(stats, self.statistics.__contains__)
-
-
-def depth_map(
-    family: Family,
-    chain: Sequence[BlockSpec],
-    params: param_tree.Tree,
-    names: Mapping[str, str],
-) -> Network:
-    """Every parameter with its place in the chain and its kinds.
-
-    Args:
-      family: says which paths are of which kind.
-      chain: the network's blocks, from the stem to the head.
-      params: tree of arrays or of shapes with dtype, adapters included.
-      names: path in the variables (`params/…`) → key in a classifier's file.
-    """
-    top = len(chain) - 3  # the chain ends: last block, final norm or pool, head
-    parameters = []
-    for path, leaf in param_tree.flatten(params).items():
-        block = block_of(path, chain)
-        parameters.append(
-            Parameter(
-                path=path,
-                name=names.get(f"params/{path}", path.replace("/", ".")),
-                shape=tuple(leaf.shape),
-                dtype=str(np.dtype(leaf.dtype)),
-                block=block,
-                block_name=chain[block].name,
-                depth=top - block,
-                fraction=block / (len(chain) - 1),
-                kinds=_kinds(path, block, len(chain), family),
-            )
-        )
-    blocks = tuple(spec.name for spec in chain)
-    return Network(family.model_type, blocks, tuple(parameters))
-
-
-def _kinds(path: str, block: int, blocks: int, family: Family) -> tuple[str, ...]:
-    if path.startswith(f"{lora.ROOT}/"):
-        return ("adapter",)
-    words = {word for pattern, word in family.kinds if re.search(pattern, path)}
-    words |= {"head"} if block == blocks - 1 else {"stem"} if block == 0 else set()
-    if path.rpartition("/")[-1] == "bias":
-        words.add("bias")
-    order = [*_FIRST_WORDS, *(kind for kind in KINDS if kind not in _FIRST_WORDS)]
-    return tuple(sorted(words, key=order.index))
-
-
-def block_of(path: str, chain: Sequence[BlockSpec]) -> int:
-    """Index of the block that holds the parameter, adapter or statistic at `path`."""
-    for index, block in enumerate(chain):
-        if block.owns(path.removeprefix(f"{lora.ROOT}/")):
-            return index
-    raise ValueError(f"no block of the chain holds {path}")
 
 
 def recipe(freeze: Freeze, network: Network) -> Recipe:
@@ -380,33 +319,3 @@ def union(plans: Sequence[Plan]) -> Plan:
         frozen_statistics=last.frozen_statistics - moving,
         entries={},
     )
-
-
-def fingerprint(plan: Plan, variables: Mapping[str, Any]) -> str:
-    """SHA-256 over every frozen parameter and statistic: path, dtype, shape and bytes of each."""
-    digest = hashlib.sha256()
-    for path, leaf in frozen_leaves(plan, variables).items():
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def frozen_leaves(plan: Plan, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What the plan says must not move, by path with its collection in front."""
-    _, params = plan.split_params(variables["params"])
-    _, statistics = plan.split_statistics(variables.get("batch_stats", {}))
-    return param_tree.flatten({"params": params, "batch_stats": statistics})
-
-
-def certificate(plan: Plan, before: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Proof that the frozen did not move: its fingerprint before training against the one after.
-
-    Args:
-      plan: says what is frozen.
-      before: `fingerprint` of the variables that training started from.
-      variables: after training.
-    """
-    after = fingerprint(plan, variables)
-    leaves = len(frozen_leaves(plan, variables))
-    return {"ok": before == after, "leaves": leaves, "sha256_before": before, "sha256_after": after}

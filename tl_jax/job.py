@@ -1,48 +1,25 @@
 """A configuration → everything that its run consists of, before anything is trained."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from tl_jax import config as config_lib
-from tl_jax import freezing, lora, optimizer, param_tree
+from tl_jax import depth_map, freezing, lora, optimizer, param_tree
 from tl_jax.augmentation import augment
-from tl_jax.config import Config, Optimizer
+from tl_jax.config import Config
 from tl_jax.datasets import Examples, open_dataset
 from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
 from tl_jax.models import Head
+from tl_jax.phases import Stage, stages_of
 from tl_jax.preprocessing import Preprocessing
 from tl_jax.pretrained import Pretrained, load_pretrained
 from tl_jax.strategies import Recipe
 from tl_jax.workdir import WorkDir
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A phase of training with all that it needs.
-
-    Attributes:
-      plan: what trains.
-      config: of the optimizer in this phase.
-      schedule: learning rate by step, counted from the start of the run.
-      optimizer: over the trainable parameters.
-      clip_norm: norm at which the gradient is clipped; 0 where it is not.
-      first: steps done when it starts.
-      last: steps done when it ends.
-    """
-
-    plan: Plan
-    config: Optimizer
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformationExtraArgs
-    clip_norm: float
-    first: int
-    last: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +190,7 @@ def resolve_plans(
     """
     names = pretrained.conversion.keys
     family, chain, variables = pretrained.family, pretrained.chain, pretrained.variables
-    network = freezing.depth_map(family, chain, variables["params"], names)
+    network = depth_map.describe(family, chain, variables["params"], names)
     recipe = freezing.recipe(config.freeze, network)
     if recipe.trunk == "random" and config.init_from is not None:
         raise UserError(
@@ -225,96 +202,13 @@ def resolve_plans(
     if recipe.adapters is not None:
         adapters = lora.init(recipe.adapters, network.parameters, config.seed)
         variables = {**variables, "params": {**variables["params"], lora.ROOT: adapters}}
-        network = freezing.depth_map(family, chain, variables["params"], names)
+        network = depth_map.describe(family, chain, variables["params"], names)
     statistics = {
-        path: freezing.block_of(path, chain)
+        path: depth_map.block_of(path, chain)
         for path in param_tree.flatten(variables.get("batch_stats", {}))
     }
     plans = freezing.resolve(config.freeze, recipe, network, statistics)
     return recipe, plans, dataclasses.replace(pretrained, variables=variables)
-
-
-def stages_of(
-    config: Config, recipe: Recipe, plans: Sequence[Plan], steps_per_epoch: int
-) -> tuple[Stage, ...]:
-    """The phases with their steps, schedules and optimizers.
-
-    Raises:
-      UserError: their lengths do not add up, or one has no step.
-    """
-    given: Sequence[Mapping[str, Any]] = config.freeze.phases or [{}] * len(plans)
-    fields = [dict(phase) for phase in given]
-    if len(fields) != len(plans):
-        raise UserError(
-            f"config.freeze.phases: has {len(fields)} entries; {config.freeze.strategy} has "
-            f"{len(plans)} phases here: {', '.join(plan.phase for plan in plans)}"
-        )
-    if recipe.interpolate and fields[0].get("epochs") == 0:
-        raise UserError(
-            f"config.freeze.phases: {config.freeze.strategy} interpolates from a head that means "
-            f"something: its first phase, {plans[0].phase}, which trains one, needs epochs"
-        )
-    spanned = sorted({"schedule", "warmup"} & {name for phase in fields for name in phase})
-    if recipe.one_schedule and spanned:
-        raise UserError(
-            f"config.freeze.phases: one schedule spans all phases of {config.freeze.strategy}: "
-            f"set config.optimizer.{spanned[0]} instead"
-        )
-    ends = _ends(config, [phase.pop("epochs", None) for phase in fields], plans, steps_per_epoch)
-    total = ends[-1]
-    stages = []
-    for number, (plan, own, first, last) in enumerate(
-        zip(plans, fields, [0, *ends], ends, strict=False)
-    ):
-        settings = dataclasses.replace(config.optimizer, **own)
-        if "learning_rate" not in own:
-            rate = settings.learning_rate * plan.rate
-            settings = dataclasses.replace(settings, learning_rate=rate)
-        start, length = (0, total) if recipe.one_schedule else (first, last - first)
-        schedule = optimizer.make_schedule(
-            settings,
-            steps_per_epoch=steps_per_epoch,
-            total_steps=length,
-            start=start,
-            where=f"config.freeze.phases[{number}]" if "warmup" in own else "config.optimizer",
-        )
-        clip_norm = config.train.gradient_clip_norm
-        if clip_norm is None:
-            clip_norm = 0.0 if plan.training_blocks == (len(plan.blocks) - 1,) else 1.0
-        update = optimizer.make_optimizer(settings, plan, schedule, clip_norm=clip_norm)
-        stages.append(Stage(plan, settings, schedule, update, clip_norm, first, last))
-    return tuple(stages)
-
-
-def _ends(
-    config: Config, epochs: Sequence[float | None], plans: Sequence[Plan], steps_per_epoch: int
-) -> list[int]:
-    """Steps done at the end of each phase; phases without a length of their own share what is left.
-
-    Raises:
-      UserError: the lengths do not add up, or a phase has no step.
-    """
-    given = sum(length for length in epochs if length is not None)
-    open_ended = sum(length is None for length in epochs)
-    left = config.train.epochs - given
-    if left < -1e-6 or (not open_ended and abs(left) > 1e-6):
-        lengths = " + ".join(f"{length:g}" for length in epochs if length is not None)
-        raise UserError(
-            f"config.freeze.phases: {lengths} = {given:g} epochs, but config.train.epochs is "
-            f"{config.train.epochs}: change one of them"
-        )
-    done, ends = 0.0, []
-    for length in epochs:
-        done += left / open_ended if length is None else length
-        ends.append(round(done * steps_per_epoch))
-    for plan, first, last in zip(plans, [0, *ends], ends, strict=False):
-        if first == last:
-            raise UserError(
-                f"config.freeze.phases: the phase {plan.phase!r} of {plan.strategy} has no step in "
-                f"{config.train.epochs} epochs of {steps_per_epoch} steps: train longer, or give "
-                "it epochs"
-            )
-    return ends
 
 
 def _check_images(pretrained: Pretrained) -> None:

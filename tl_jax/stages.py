@@ -103,6 +103,19 @@ def _settled_paths(job: Job, number: int) -> tuple[set[str], set[str]]:
     return params, statistics
 
 
+def interpolate(first: Any, last: Any, coefficient: float) -> Any:
+    """(1 − c) θ₀ + c θ₁ in float32; a leaf that did not move keeps its bits."""
+
+    def between(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.tobytes() == b.tobytes():
+            return a
+        mixed = (1 - coefficient) * a.astype(np.float32) + coefficient * b.astype(np.float32)
+        return mixed.astype(a.dtype)
+
+    return jax.tree.map(between, first, last)
+
+
 def host(tree: Any) -> Any:
     """The tree as NumPy arrays."""
     return jax.tree.map(np.asarray, tree)

@@ -7,19 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from tl_jax import (
     batch_norm,
-    costs,
+    certificate,
     display,
     evaluation,
     figures,
-    freezing,
     input_pipeline,
     lora,
     parallel,
+    plan_display,
     results,
     stages,
 )
@@ -30,10 +28,12 @@ from tl_jax.checkpointing import Checkpoints
 from tl_jax.config import Config
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.evaluation import Evaluation
-from tl_jax.job import Job, Stage
+from tl_jax.job import Job
 from tl_jax.metrics import Meter
 from tl_jax.parallel import DataParallel
+from tl_jax.phases import Stage
 from tl_jax.profiling import Profile
+from tl_jax.step_cost import step_cost
 from tl_jax.train_step import Frozen, TrainState
 from tl_jax.workdir import MetricsLog, WorkDir
 
@@ -42,8 +42,8 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     """Resolves, prints and draws the plan (beside no other run's); nothing is trained."""
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     description = job_lib.prepare(config).describe_plan()
-    display.console.print(display.plan_table(description))
-    display.console.print(display.plan_tree(description))
+    display.console.print(plan_display.plan_table(description))
+    display.console.print(plan_display.plan_tree(description))
     workdir = WorkDir(path)
     if parallel.is_first() and not workdir.differences(config):
         workdir.write_json("plan.json", description)
@@ -81,7 +81,7 @@ def train(config: Config, path: Any) -> dict[str, Any]:
 def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     job = job_lib.prepare(config)
     description = job.describe_plan()
-    display.console.print(display.plan_table(description))
+    display.console.print(plan_display.plan_table(description))
     cost = step_cost(job)
     devices = DataParallel(config.parallel)
     eval_step = _compile_eval_step(job, devices)
@@ -102,13 +102,13 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
         variables = _reestimate(job, devices, variables)
     splits = [split for split in ("validation", "test") if split in job.examples]
     evaluations = {split: evaluate(variables, split) for split in splits}
-    before = freezing.fingerprint(job.plan, job.pretrained.variables)
-    certificate = freezing.certificate(job.plan, before, variables)
-    certificate["ok"] = certificate["ok"] and all(proof["ok"] for proof in proofs)
+    before = certificate.fingerprint(job.plan, job.pretrained.variables)
+    whole = certificate.certify(job.plan, before, variables)
+    whole["ok"] = whole["ok"] and all(proof["ok"] for proof in proofs)
     if len(proofs) > 1:
-        certificate["phases"] = proofs
+        whole["phases"] = proofs
     summary = {
-        **results.facts(job, description, certificate),
+        **results.facts(job, description, whole),
         "metrics": {split: found.summary() for split, found in evaluations.items()},
         "steps": {"trained": job.total_steps, "best": best},
         **path,
@@ -145,7 +145,7 @@ def _fit(
         if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "before":
             start = _reestimate(job, devices, start)
         state, frozen = stages.begin(job, start)
-        position["before"] = freezing.fingerprint(job.stages[0].plan, start)
+        position["before"] = certificate.fingerprint(job.stages[0].plan, start)
     else:
         state, frozen, position = _restore(job, checkpoints, checkpoints.last)
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
@@ -170,7 +170,7 @@ def _fit(
             if number > position["phase"]:
                 meter.read()
                 state, frozen = stages.follow(job, number, state, frozen, start["params"])
-                before = freezing.fingerprint(stage.plan, _variables(state, frozen))
+                before = certificate.fingerprint(stage.plan, _variables(state, frozen))
             state, frozen = devices.replicate((state, frozen))
             train_step = _compile_train_step(job, stage, devices)
             meter.expect_compilation()
@@ -216,7 +216,7 @@ def _fit(
                     }
                     keep = stages.kept(job, number, state, frozen)
                     meter.aside(checkpoints.save, step, keep, place, accuracy)
-            proof = freezing.certificate(stage.plan, before, _variables(state, frozen))
+            proof = certificate.certify(stage.plan, before, _variables(state, frozen))
             proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
     checkpoints.wait()
     return log, meter, proofs
@@ -254,7 +254,7 @@ def _choose(
     )
     grid: list[dict[str, Any]] = []
     for coefficient in job.recipe.interpolate:
-        between = interpolate(probe, end, coefficient)
+        between = stages.interpolate(probe, end, coefficient)
         found = {
             split: evaluate(between, split).summary()
             for split in ("validation", "test")
@@ -265,21 +265,8 @@ def _choose(
     if "validation" in job.examples:
         best = max(grid, key=lambda row: row["validation"]["accuracy"])
         chosen = best["coefficient"]
-    variables = interpolate(probe, end, chosen)
+    variables = stages.interpolate(probe, end, chosen)
     return last, variables, {"interpolation": {"coefficient": chosen, "grid": grid}}
-
-
-def interpolate(first: Any, last: Any, coefficient: float) -> Any:
-    """(1 − c) θ₀ + c θ₁ in float32; a leaf that did not move keeps its bits."""
-
-    def between(a, b):
-        a, b = np.asarray(a), np.asarray(b)
-        if a.tobytes() == b.tobytes():
-            return a
-        mixed = (1 - coefficient) * a.astype(np.float32) + coefficient * b.astype(np.float32)
-        return mixed.astype(a.dtype)
-
-    return jax.tree.map(between, first, last)
 
 
 def _reestimate(job: Job, devices: DataParallel, variables: Any) -> dict[str, Any]:
@@ -308,54 +295,6 @@ def evaluate_split(
         threads=job.config.data.threads,
     )
     return evaluation.evaluate(eval_step, variables, map(devices.shard, batches))
-
-
-def step_cost(job: Job) -> dict[str, Any]:
-    """FLOPs of one micro-batch's step on one device, without preprocessing, and the least.
-
-    Of several phases: the means over all steps, and each phase's own.
-    """
-    costs_of = [_stage_cost(job, stage) for stage in job.stages]
-    shares = [(stage.last - stage.first) / job.total_steps for stage in job.stages]
-    total: dict[str, Any] = {
-        name: sum(share * cost[name] for share, cost in zip(shares, costs_of, strict=True))
-        for name in ("flops_per_step", "flops_minimum")
-    }
-    if len(costs_of) > 1:
-        total["phases"] = costs_of
-    return total
-
-
-def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
-    shards = jax.device_count() * job.config.train.gradient_accumulation
-    size = job.config.data.batch_size // shards
-    height, width = job.pretrained.preprocessing.output_size
-    channels = job.pretrained.preprocessing.channels
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, height, width, channels), jnp.float32),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
-    }
-    loss = steps.make_loss(job.pretrained.module, stage.plan, job.config.train.label_smoothing)
-    step = steps.make_train_step(
-        loss, stage.optimizer, lambda images, keys: images, seed=job.config.seed
-    )
-    state, frozen = jax.eval_shape(
-        lambda variables: steps.divide(stage.plan, variables, stage.optimizer),
-        job.pretrained.variables,
-    )
-
-    def forward(trainable, statistics, frozen, images, labels):
-        return loss(trainable, statistics, frozen, images, labels, None)[0]
-
-    images, labels = batch["image"], batch["label"]
-    return {
-        "phase": stage.plan.phase,
-        "flops_per_step": costs.lowered_flops(step, state, frozen, batch),
-        "flops_minimum": costs.minimum_flops(
-            forward, state.trainable, state.statistics, frozen, images, labels
-        ),
-    }
 
 
 def _training_batches(job: Job, epochs: int | None = None) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tl_jax import load_pretrained, param_tree, trainer
+from tl_jax import load_pretrained, param_tree, stages, trainer
 from tl_jax.checkpointing import Checkpoints
 from tl_jax.errors import UserError
 
@@ -83,7 +83,7 @@ def test_wise_ft_is_the_probe_at_0_and_the_end_at_1(digits_config, tmp_path):
 def test_interpolation_is_linear_and_leaves_what_did_not_move():
     first = {"a": np.float32([1, 2]), "b": np.float32([3])}
     last = {"a": np.float32([3, 6]), "b": np.float32([3])}
-    between = trainer.interpolate(first, last, 0.25)
+    between = stages.interpolate(first, last, 0.25)
     np.testing.assert_allclose(between["a"], [1.5, 3.0])
     assert between["b"] is first["b"]
 
