@@ -6,20 +6,22 @@ import re
 import pytest
 from command_line import read_json
 
-from tl_jax import config_files, job, load_pretrained, strategies
+from tl_jax import config_files, job, load_pretrained, recipes
 from tl_jax.errors import UserError
 from tl_jax.main import main
+from tl_jax.strategies import STRATEGIES
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "strategies.md").read_text()
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def registry():
     """What a test registers is gone after it."""
-    own = dict(strategies.STRATEGIES)
-    monkeypatch.setattr(strategies, "STRATEGIES", own)
-    monkeypatch.setattr("tl_jax.freezing.STRATEGIES", own)
+    before = dict(STRATEGIES)
+    yield
+    STRATEGIES.clear()
+    STRATEGIES.update(before)
 
 
 def test_the_example_runs(registry, tmp_path, monkeypatch):
@@ -35,15 +37,15 @@ def test_the_example_runs(registry, tmp_path, monkeypatch):
     assert summary["freeze"]["certificate"]["ok"]
     before = read_json(tmp_path / "run" / "evaluation.json")
     # Where nothing registers the strategy, the run can be evaluated all the same.
-    del strategies.STRATEGIES["norms_then_top"]
+    del STRATEGIES["norms_then_top"]
     assert main(["--mode", "eval", "--workdir", str(tmp_path / "run")]) == 0
     assert read_json(tmp_path / "run" / "evaluation.json") == before
 
 
 def test_every_strategy_is_described():
-    for name in strategies.STRATEGIES:
+    for name in STRATEGIES:
         assert f"| `{name}`" in DOCUMENT
-        for option in strategies.options_of(name):
+        for option in recipes.options_of(name):
             assert re.search(rf"`{name}` \([^|]*{option}=", DOCUMENT), (name, option)
 
 
@@ -62,7 +64,7 @@ def test_what_a_strategy_must_be(registry, source, part):
     scope: dict = {}
     exec(source, scope)
     with pytest.raises(ValueError, match=part):
-        strategies.strategy(next(f for name, f in scope.items() if name in ("mine", "full")))
+        recipes.strategy(next(f for name, f in scope.items() if name in ("mine", "full")))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,10 @@ def test_what_a_strategy_must_be(registry, source, part):
     ],
 )
 def test_rules_that_are_no_strategy(registry, network, rules, part):
-    scope = {name: getattr(strategies, name) for name in ("train", "Group", "Phase", "Recipe")}
+    scope = {name: getattr(recipes, name) for name in ("train", "Group", "Phase", "Recipe")}
     body = "None" if rules == "None" else f'Recipe([Phase("one", {rules})])'
     exec(f"def mine(network):\n    return {body}", scope)
-    strategies.strategy(scope["mine"])
+    recipes.strategy(scope["mine"])
     fields = {"model": {"pretrained": "a"}, "data": {"source": "tfds:x"}}
     config = config_files.resolve({**fields, "freeze": {"strategy": "mine"}})
     with pytest.raises(UserError, match=part):
@@ -92,9 +94,9 @@ def test_rules_that_are_no_strategy(registry, network, rules, part):
 
 def test_groups_of_a_head_keep_their_own_values(registry, network):
     """No decay on biases: the head's bias must not fall in with its kernel."""
-    from tl_jax.strategies import Group, Phase, Recipe, train
+    from tl_jax.recipes import Group, Phase, Recipe, train
 
-    @strategies.strategy
+    @recipes.strategy
     def no_decay(network):
         plain = Group("trunk/nodecay", weight_decay=0.0)
         return Recipe([Phase("all", [train("bias", plain), train(lambda p: True)])])
@@ -107,7 +109,7 @@ def test_groups_of_a_head_keep_their_own_values(registry, network):
 
 
 def test_a_strategy_that_fails_on_the_network_says_why(registry, network):
-    @strategies.strategy
+    @recipes.strategy
     def picky(network, *, least: int = 100):
         raise ValueError(f"{len(network.blocks)} blocks are fewer than {least}")
 

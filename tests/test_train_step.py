@@ -200,10 +200,13 @@ def test_a_linear_probe_costs_one_forward_pass_and_the_head(digits_config, name)
     assert compiled <= 1.02 * least
 
 
-def test_full_fine_tuning_costs_what_its_gradients_cost(digits_config):
+def test_the_least_that_full_fine_tuning_costs(digits_config):
+    """The forward pass and two products more for each of it, but for the first layer's input.
+
+    That a step costs hardly more is shown on larger networks, in test_phases.py.
+    """
     compiled, forward, least = cost_of(digits_config("vit_plain", **{"freeze.strategy": "full"}))
-    assert 2 * forward < least < 3 * forward  # the patch embedding's input needs no gradient
-    assert least <= compiled <= 1.4 * least  # in so small a network the elementwise part shows
+    assert 2 * forward < least < 3 * forward and least <= compiled
 
 
 def test_reported_cost_is_the_compiled_one(digits_config):

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tl_jax import strategies
+from tl_jax import recipes, strategies
 from tl_jax.config import Config, Freeze, Optimizer, flatten, steps_of, to_dict
 from tl_jax.errors import UserError, nearest
 
@@ -125,7 +125,7 @@ def _options(strategy: str) -> dict[str, tuple[Any, Mapping, Any]]:
     """Annotation, limits and default of a strategy's options by their dotted names."""
     if not isinstance(strategy, str) or strategy not in strategies.STRATEGIES:
         return {}
-    return {f"freeze.{name}": found for name, found in strategies.options_of(strategy).items()}
+    return {f"freeze.{name}": found for name, found in recipes.options_of(strategy).items()}
 
 
 def _unknown(name: str, strategy: str, schema: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from tl_jax import lora, param_tree
 from tl_jax.models import BlockSpec, Family
-from tl_jax.strategies import KINDS, Network, Parameter
+from tl_jax.recipes import KINDS, Network, Parameter
 
 _FIRST_WORDS = ("adapter", "head", "position", "norm", "stem", "bias")  # rather than the others
 

@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause: `main` prints its message and exits with code 2."""
+"""What a user can cause, and how messages name things; `main` prints them and exits with code 2."""
 
 import difflib
 import re

@@ -12,10 +12,9 @@ from typing import Any
 from tl_jax import param_tree
 from tl_jax.config import Freeze
 from tl_jax.errors import UserError
-from tl_jax.strategies import (
+from tl_jax.recipes import (
     FROZEN,
     HEAD,
-    STRATEGIES,
     Group,
     Lora,
     Network,
@@ -24,6 +23,7 @@ from tl_jax.strategies import (
     Recipe,
     Rule,
 )
+from tl_jax.strategies import STRATEGIES
 
 _NAMED = 5  # so many of a kind are named in an error, the others counted
 

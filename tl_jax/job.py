@@ -18,7 +18,7 @@ from tl_jax.models import Head
 from tl_jax.phases import Stage, stages_of
 from tl_jax.preprocessing import Preprocessing
 from tl_jax.pretrained import Pretrained, load_pretrained
-from tl_jax.strategies import Recipe
+from tl_jax.recipes import Recipe
 from tl_jax.workdir import WorkDir
 
 

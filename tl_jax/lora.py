@@ -7,7 +7,6 @@ merged kernel. The adapters are parameters like others, under `lora/PATH OF THE 
 """
 
 import contextlib
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from tl_jax import param_tree
 from tl_jax.errors import UserError
 from tl_jax.models.layers import drop
-from tl_jax.strategies import KINDS, Lora, Parameter
+from tl_jax.recipes import KINDS, Lora, Parameter, matcher
 
 ROOT = "lora"
 _LAYERS = (nn.Dense, nn.Conv)
@@ -35,7 +34,7 @@ def targets(settings: Lora, parameters: Sequence[Parameter]) -> list[Parameter]:
     kernels = [p for p in parameters if p.path.endswith("/kernel") and p.kind != "head"]
     chosen: dict[str, Parameter] = {}
     for target in settings.targets:
-        found = [p for p in kernels if _is_target(p, target)]
+        found = list(filter(matcher(target), kernels))
         if not found:
             kinds = [kind for kind in KINDS if any(kind in p.kinds for p in kernels)]
             raise UserError(
@@ -44,12 +43,6 @@ def targets(settings: Lora, parameters: Sequence[Parameter]) -> list[Parameter]:
             )
         chosen |= {p.path: p for p in found}
     return list(chosen.values())
-
-
-def _is_target(parameter: Parameter, target: str) -> bool:
-    if target in KINDS:
-        return target in parameter.kinds
-    return bool(re.search(target, parameter.path) or re.search(target, parameter.name))
 
 
 def init(settings: Lora, parameters: Sequence[Parameter], seed: int) -> dict[str, Any]:

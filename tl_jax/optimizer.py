@@ -12,7 +12,7 @@ from tl_jax import lora, param_tree
 from tl_jax.config import Optimizer
 from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
-from tl_jax.strategies import Group
+from tl_jax.recipes import Group
 
 
 def make_schedule(

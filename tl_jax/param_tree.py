@@ -44,6 +44,25 @@ def merge(*trees: Tree) -> dict[str, Any]:
     return unflatten(merged)
 
 
+def overlay(tree: Tree, upper: Tree) -> dict[str, Any]:
+    """The tree with the leaves of `upper` in the place of its own."""
+    return unflatten({**flatten(tree), **flatten(upper)})
+
+
+def interpolate(first: Tree, last: Tree, coefficient: float) -> dict[str, Any]:
+    """(1 − c) θ₀ + c θ₁ in float32; a leaf that did not move keeps its bits."""
+
+    def between(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.tobytes() == b.tobytes():
+            return a
+        mixed = (1 - coefficient) * a.astype(np.float32) + coefficient * b.astype(np.float32)
+        return mixed.astype(a.dtype)
+
+    upper = flatten(last)
+    return unflatten({path: between(leaf, upper[path]) for path, leaf in flatten(first).items()})
+
+
 def size(leaves: Iterable[Any]) -> int:
     """Number of elements in all leaves (arrays or shapes with dtype)."""
     return sum(int(np.prod(leaf.shape)) for leaf in leaves)

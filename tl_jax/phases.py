@@ -10,7 +10,7 @@ from tl_jax import optimizer
 from tl_jax.config import Config, Optimizer
 from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
-from tl_jax.strategies import Recipe
+from tl_jax.recipes import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

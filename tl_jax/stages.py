@@ -80,19 +80,14 @@ def resume(
       restored: as `kept` gave it.
       start: the variables before any training.
     """
-    state, plan = TrainState(**restored["state"]), job.stages[number].plan
-    params, statistics = _settled_paths(job, number)
-    _, still = plan.split_params(start["params"])
-    _, unmoved = plan.split_statistics(start.get("batch_stats", {}))
-    still = param_tree.split(still, params.__contains__)[1]
-    unmoved = param_tree.split(unmoved, statistics.__contains__)[1]
-    pulled = any(group.pull for group in plan.groups.values())
-    frozen = Frozen(
-        param_tree.merge(still, restored["settled"]["params"]),
-        param_tree.merge(unmoved, restored["settled"]["statistics"]),
-        plan.split_params(start["params"])[0] if pulled else {},
+    stage = job.stages[number]
+    _, frozen = steps.divide(stage.plan, dict(start), stage.optimizer)
+    settled = restored["settled"]
+    frozen = frozen._replace(
+        params=param_tree.overlay(frozen.params, settled["params"]),
+        statistics=param_tree.overlay(frozen.statistics, settled["statistics"]),
     )
-    return state, frozen
+    return TrainState(**restored["state"]), frozen
 
 
 def _settled_paths(job: Job, number: int) -> tuple[set[str], set[str]]:
@@ -101,19 +96,6 @@ def _settled_paths(job: Job, number: int) -> tuple[set[str], set[str]]:
     params = {path for before in earlier for path in before.entries} - plan.entries.keys()
     statistics = {path for before in earlier for path in before.statistics} - plan.statistics
     return params, statistics
-
-
-def interpolate(first: Any, last: Any, coefficient: float) -> Any:
-    """(1 − c) θ₀ + c θ₁ in float32; a leaf that did not move keeps its bits."""
-
-    def between(a, b):
-        a, b = np.asarray(a), np.asarray(b)
-        if a.tobytes() == b.tobytes():
-            return a
-        mixed = (1 - coefficient) * a.astype(np.float32) + coefficient * b.astype(np.float32)
-        return mixed.astype(a.dtype)
-
-    return jax.tree.map(between, first, last)
 
 
 def host(tree: Any) -> Any:

@@ -17,6 +17,7 @@ from tl_jax import (
     input_pipeline,
     lora,
     parallel,
+    param_tree,
     plan_display,
     results,
     stages,
@@ -254,7 +255,7 @@ def _choose(
     )
     grid: list[dict[str, Any]] = []
     for coefficient in job.recipe.interpolate:
-        between = stages.interpolate(probe, end, coefficient)
+        between = param_tree.interpolate(probe, end, coefficient)
         found = {
             split: evaluate(between, split).summary()
             for split in ("validation", "test")
@@ -265,7 +266,7 @@ def _choose(
     if "validation" in job.examples:
         best = max(grid, key=lambda row: row["validation"]["accuracy"])
         chosen = best["coefficient"]
-    variables = stages.interpolate(probe, end, chosen)
+    variables = param_tree.interpolate(probe, end, chosen)
     return last, variables, {"interpolation": {"coefficient": chosen, "grid": grid}}
 
 

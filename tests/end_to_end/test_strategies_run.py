@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tl_jax import load_pretrained, param_tree, stages, trainer
+from tl_jax import job, load_pretrained, param_tree, trainer
 from tl_jax.checkpointing import Checkpoints
 from tl_jax.errors import UserError
 
@@ -83,7 +83,7 @@ def test_wise_ft_is_the_probe_at_0_and_the_end_at_1(digits_config, tmp_path):
 def test_interpolation_is_linear_and_leaves_what_did_not_move():
     first = {"a": np.float32([1, 2]), "b": np.float32([3])}
     last = {"a": np.float32([3, 6]), "b": np.float32([3])}
-    between = stages.interpolate(first, last, 0.25)
+    between = param_tree.interpolate(first, last, 0.25)
     np.testing.assert_allclose(between["a"], [1.5, 3.0])
     assert between["b"] is first["b"]
 
@@ -96,13 +96,8 @@ def test_reestimated_statistics_are_those_of_the_training_data(digits_config, tm
     assert certificate["ok"]
     found = load_pretrained(tmp_path / "before/export").variables
     source = load_pretrained(config.model.pretrained, 10)
-    images, order = [], []
-    from tl_jax import job
-
     examples = job.prepare(config).examples["train"]
-    for index in range(len(examples)):
-        images.append(examples[index]["image"])
-        order.append(index)
+    images = [examples[index]["image"] for index in range(len(examples))]
     pixels = source.preprocess(np.stack(images))
     # The stem's BatchNorm sees one convolution of the image: its mean over the data is exact.
     kernel = source.variables["params"]["resnet"]["embedder"]["embedder"]["convolution"]["kernel"]
