@@ -17,7 +17,7 @@ from image_fixtures import write_folder as write_images
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tl_jax import config_files, inference, trainer, workdir
+from tl_jax import certificate, config_files, inference, trainer, workdir
 from tl_jax.main import main
 
 
@@ -464,8 +464,8 @@ def test_devices_that_drift_apart_are_said_last(config, tmp_path, capsys, monkey
 
 
 def test_a_broken_certificate_is_said_last(config, tmp_path, capsys, monkeypatch):
-    real = trainer.freezing.certificate
-    monkeypatch.setattr(trainer.freezing, "certificate", lambda *args: {**real(*args), "ok": False})
+    real = certificate.certify
+    monkeypatch.setattr(certificate, "certify", lambda *args: {**real(*args), "ok": False})
     arguments = ["--config", str(config), "--workdir", str(tmp_path)]
     for _ in range(2):  # nor does it pass when it is started again
         assert main([*arguments, "--config.train.epochs=1"]) == 1
