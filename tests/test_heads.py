@@ -87,8 +87,9 @@ def test_a_bfloat16_trunk_has_a_float32_head(network):
         full = load_pretrained(network(name), 3, head=dataclasses.replace(head, init="normal"))
         half = full.module.clone(dtype=jnp.bfloat16)
         images = networks.images(name)
-        features = half.apply(full.variables, images, last=-1)
-        assert features.dtype == half.apply(full.variables, images).dtype == jnp.float32
+        features = dataclasses.replace(full, module=half).features(images)
+        assert features.dtype == jnp.float32
+        assert jax.eval_shape(half.apply, full.variables, images).dtype == jnp.float32
         error = jnp.abs(features - full.features(images)).max()
         assert 1e-5 < error < 0.1 * jnp.abs(features).max()
 

@@ -352,7 +352,7 @@ def randomised(phases):
 
 TARGETS = {
     "vit_plain": [None, ["mlp", "attention"], ["stem"]],
-    "resnet_bottleneck": [None, ["stages.1"]],
+    "resnet_bottleneck": [["stages.1"]],
     "resnet_early_stride": [None],
 }
 
