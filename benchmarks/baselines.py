@@ -24,7 +24,6 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 def extract(run, variables, split):
     """Features [N, D], raw pixels [N, P] and labels [N] of one split."""
-    examples = run.examples[split]
     preprocessing, module = run.device_preprocessing, run.pretrained.module
 
     @jax.jit
@@ -33,7 +32,7 @@ def extract(run, variables, split):
 
     found = []
     for batch in input_pipeline.evaluation_batches(
-        examples, run.pretrained.preprocessing, batch_size=run.config.data.batch_size
+        run.rows(split), batch_size=run.config.data.batch_size
     ):
         real = batch["mask"] > 0
         pixels = batch["image"].reshape(len(real), -1).astype(np.float32) / 255

@@ -79,7 +79,9 @@ def test_builds(path):
     def one_step(variables, images):
         state, frozen = steps.divide(plan, variables, update)
         loss = steps.make_loss(module, plan, config.train.label_smoothing)
-        step = steps.make_train_step(loss, update, lambda x, keys: x, seed=config.seed)
+        step = steps.make_train_step(
+            loss, update, lambda batch, keys: batch["image"], seed=config.seed
+        )
         labels = jnp.zeros(2, jnp.int32)
         return step(state, frozen, {"image": images, "label": labels, "index": labels})
 

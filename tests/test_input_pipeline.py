@@ -12,7 +12,7 @@ from image_fixtures import DIGITS_DIR, noise, write_folder
 
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
-from tl_jax.input_pipeline import evaluation_batches, training_batches
+from tl_jax.input_pipeline import ImageRows, evaluation_batches, training_batches
 from tl_jax.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(
@@ -27,11 +27,11 @@ def digits():
 
 def train(examples, **options):
     settings = {"batch_size": 8, "seed": 3, "num_epochs": 1} | options
-    return training_batches(examples, PREPROCESSING, **settings)
+    return training_batches(ImageRows(examples, PREPROCESSING), **settings)
 
 
 def evaluate(examples, **options):
-    return evaluation_batches(examples, PREPROCESSING, **({"batch_size": 8} | options))
+    return evaluation_batches(ImageRows(examples, PREPROCESSING), **({"batch_size": 8} | options))
 
 
 def joined(lists):

@@ -55,7 +55,8 @@ class Phases:
         return steps.make_train_step(
             steps.make_loss(module, stage.plan, self.config.train.label_smoothing),
             stage.optimizer,
-            preprocess or (lambda images, keys: self.pretrained.preprocessing.device(images)),
+            preprocess
+            or (lambda batch, keys: self.pretrained.preprocessing.device(batch["image"])),
             seed=3,
             micro_batches=micro_batches,
             axis_name=axis_name,
@@ -476,7 +477,7 @@ def test_a_step_costs_what_its_gradients_cost(digits_config, large, strategy, na
         )
         loss = steps.make_loss(module, stage.plan)
         example = {"image": images, "label": labels, "index": labels}
-        step = phases.step(stage, preprocess=lambda images, keys: images)
+        step = phases.step(stage, preprocess=lambda batch, keys: batch["image"])
         compiled = costs.compiled_flops(step, state, frozen, example)
         least = costs.minimum_flops(
             lambda *args, loss=loss: loss(*args, None)[0],

@@ -34,7 +34,7 @@ def build(config, axis_name=None, micro_batches=1):
     step = steps.make_train_step(
         steps.make_loss(module, plan, config.train.label_smoothing),
         update,
-        lambda images, keys: pretrained.preprocessing.device(images),
+        lambda batch, keys: pretrained.preprocessing.device(batch["image"]),
         seed=3,
         micro_batches=micro_batches,
         axis_name=axis_name,
@@ -174,7 +174,7 @@ def cost_of(config):
     loss = steps.make_loss(pretrained.module, plan)
     clip = config.train.gradient_clip_norm or 0.0
     update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1, clip)
-    step = steps.make_train_step(loss, update, lambda images, keys: images, seed=0)
+    step = steps.make_train_step(loss, update, lambda batch, keys: batch["image"], seed=0)
     batch = images_and_labels(8)
     images = jnp.zeros((8, *SHAPE))
     compiled = costs.compiled_flops(step, state, frozen, {**batch, "image": images})

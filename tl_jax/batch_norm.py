@@ -20,7 +20,7 @@ def make_statistics_step(module: nn.Module, preprocess: Callable, blocks: int) -
 
     Args:
       module: with the axis name over which BatchNorm averages.
-      preprocess: `preprocess(images uint8 [n, h, w, c])` → what the network takes.
+      preprocess: `preprocess(batch)` → what the network takes.
       blocks: length of the chain.
     """
 
@@ -30,7 +30,7 @@ def make_statistics_step(module: nn.Module, preprocess: Callable, blocks: int) -
         every = range(blocks)
         _, moved = module.apply(
             {**variables, "batch_stats": zeros},
-            preprocess(batch["image"]),
+            preprocess(batch),
             last=-1,
             batch_norm=every,
             mutable=["batch_stats"],

@@ -62,6 +62,7 @@ class Data:
     label_column: str | None = None
     batch_size: int = _option(256, at_least=1)  # over all devices and processes
     augmentation: str = _option("none", choices=("none", "flip", "random_resized_crop"))
+    views: int | None = _option(None, at_least=1)  # draws of the augmentation; None: anew each step
     skip_unreadable: bool = False  # leave unreadable images of a folder out instead of stopping
     threads: int = _option(8, at_least=1)  # that read and decode
 
@@ -130,7 +131,10 @@ class Config:
     freeze: Freeze = Freeze()
     logging: Logging = Logging()
     parallel: str = _option("pmap", choices=("pmap", "shard_map"))
-    cache: str = _option("off", choices=("off",))  # of the frozen prefix: not built yet
+    # Where what the frozen prefix yields is kept; "auto" weighs memory and cost, and says so.
+    cache: str = _option("auto", choices=("auto", "off", "device", "host", "disk"))
+    cache_dir: str = "~/.cache/tl_jax/features"  # of caches on disk, shared between runs
+    cache_limit_gb: float = _option(50.0, above=0.0)  # of all caches in it together
     control: str | None = _option(None, choices=("random_trunk", "from_scratch"))  # run beside
     # A finished work directory: its classifier, head and all, in the place of model.pretrained.
     init_from: str | None = None
@@ -141,6 +145,8 @@ class Config:
 WITHOUT_EFFECT = (
     "parallel",
     "cache",
+    "cache_dir",
+    "cache_limit_gb",
     "control",
     "logging",
     "data.dir",

@@ -211,6 +211,10 @@ def _check_whole(config: Config) -> list[str]:
             f"config.data.batch_size: {config.data.batch_size} does not divide into "
             f"train.gradient_accumulation = {config.train.gradient_accumulation} micro-batches"
         )
+    if config.data.views is not None and config.data.augmentation == "none":
+        problems.append(
+            f"config.data.views: {config.data.views} draws of data.augmentation, which is 'none'"
+        )
     if config.head.hidden is not None and config.head.kind != "mlp":
         problems.append(
             f"config.head.hidden: {config.head.hidden} is the width of an MLP, and head.kind is "

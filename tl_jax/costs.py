@@ -46,6 +46,23 @@ def minimum_flops(forward: Callable, trainable: Any, *rest: Any) -> float:
     return lowered_flops(forward, trainable, *rest) + gradient_flops(forward, trainable, *rest)
 
 
+def product_flops(function: Callable, *args: Any) -> float:
+    """FLOPs of the matrix products and convolutions in `function(*args)`, without compiling it."""
+    jaxpr = jax.make_jaxpr(function)(*args)
+    return _products(jaxpr.jaxpr)
+
+
+def _products(jaxpr: core.Jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = _inner_jaxpr(equation)
+        if inner is None:
+            total += _product_flops(equation)
+        else:
+            total += _products(inner) * equation.params.get("length", 1)
+    return total
+
+
 def gradient_flops(forward: Callable, trainable: Any, *rest: Any) -> float:
     """FLOPs of the products that the gradient by `trainable` adds to the forward pass."""
     jaxpr = jax.make_jaxpr(forward)(trainable, *rest)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -32,7 +32,7 @@ class Progress:
         self._total, self._steps_per_epoch = total, steps_per_epoch
         self._figures: dict[str, float] = {}
         self._bar = rich.progress.Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -48,6 +48,18 @@ class Progress:
         self._figures[name] = figures["accuracy" if split == "validation" else "loss"]
         text = "  ".join(f"{name} {value:.4f}" for name, value in self._figures.items())
         self._bar.update(self._task, completed=step, figures=text)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def filling(self, pieces: Iterable[Any], layout: Any) -> Iterator[Any]:
+        """The pieces of a cache (leaves and labels), with a bar of its own while they come."""
+        task = self._bar.add_task("filling", total=layout.rows, figures=f"cache of {layout.name}")
+        for leaves, labels in pieces:
+            self._bar.update(task, advance=len(labels))
+            yield leaves, labels
+        self._bar.remove_task(task)
 
     def end_epoch(self, step: int) -> None:
         """Where there is no bar to look at, prints the figures."""

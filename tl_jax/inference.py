@@ -82,15 +82,15 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
     variables = devices.replicate(classifier.variables)
     evaluations = {}
     for split, found in examples.items():
+        preprocessing = job.on_device(classifier.preprocessing, found)
         step = evaluation.make_eval_step(
             classifier.module,
             len(names),
-            job.on_device(classifier.preprocessing, found).device,
+            lambda batch, preprocessing=preprocessing: preprocessing.device(batch["image"]),
             parallel.AXIS,
         )
         batches = input_pipeline.evaluation_batches(
-            found,
-            classifier.preprocessing,
+            input_pipeline.ImageRows(found, classifier.preprocessing),
             batch_size=parallel.round_up(config.data.batch_size),
             process_index=jax.process_index(),
             process_count=jax.process_count(),

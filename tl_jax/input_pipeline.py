@@ -7,9 +7,10 @@ global batches hold the same examples in the same order, and process p reads row
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 
 from tl_jax.datasets import Examples
@@ -18,34 +19,81 @@ from tl_jax.preprocessing import Preprocessing
 
 THREADS = 8
 SMALL = 64 * 64  # pixels; below this Python itself is the cost, and threads wait for each other
+Batch = dict[str, Any]
+Indices = Sequence[int] | np.ndarray
+
+
+class Rows(Protocol):
+    """What the batches of a split are made of: a row for each of its examples."""
+
+    @property
+    def name(self) -> str:
+        """Split and data set, for messages."""
+
+    @property
+    def cheap(self) -> bool:
+        """Whether reading rows is so quick that threads would wait for each other."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, indices: Indices, views: np.ndarray | None = None) -> Batch:
+        """The rows at these indices: leaves [b, …].
+
+        Args:
+          indices: positions in the split; none at all gives leaves [0, …].
+          views: int32 [b], which of its views each example shows, where it has several.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class _Loader:
-    """Indices [b] → {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int32 [b]}."""
+class ImageRows:
+    """Rows {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int32 [b]}.
+
+    Attributes:
+      examples: the split.
+      preprocessing: its `host` makes one size of images of many sizes; otherwise unused.
+    """
 
     examples: Examples
     preprocessing: Preprocessing
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        found = self.examples.get(indices)
+    @property
+    def name(self) -> str:
+        """See `Rows`."""
+        return f"{self.examples.split!r} of {self.examples.name}"
+
+    @property
+    def cheap(self) -> bool:
+        """See `Rows`."""
+        shape = self.examples.image_shape
+        return shape is not None and shape[0] * shape[1] <= SMALL
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def load(self, indices: Indices, views: np.ndarray | None = None) -> Batch:
+        """See `Rows`; a view is the device's to draw, so it is passed on as "view"."""
+        shape = self.examples.image_shape
+        found = self.examples.get(list(indices))
         images = [example["image"] for example in found]
-        if self.examples.image_shape is None:
+        if shape is None:
             images = [self.preprocessing.host(image) for image in images]
-        return {
-            "image": np.stack(images),
+            shape = (*self.preprocessing.output_size, self.preprocessing.channels)
+        batch = {
+            "image": np.stack(images) if images else np.zeros((0, *shape), np.uint8),
             "label": np.array([example["label"] for example in found], np.int32),
             "index": np.array(indices, np.int32),
         }
+        return batch if views is None else {**batch, "view": views}
 
 
 def training_batches(
-    examples: Examples,
-    preprocessing: Preprocessing,
+    rows: Rows,
     *,
     batch_size: int,
     seed: int,
     num_epochs: int | None,
+    views: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
@@ -54,103 +102,93 @@ def training_batches(
     """Shuffled batches of this process, one epoch after the other.
 
     Every epoch has its own order, uses an example at most once, and drops what is left over after
-    len(examples) // batch_size batches. `get_state()` and `set_state()` restore the position
-    exactly; `grain.checkpoint` saves it with Orbax.
+    len(rows) // batch_size batches. `get_state()` and `set_state()` restore the position
+    exactly; `grain.checkpoint` saves it with Orbax. In epoch e example i shows view (i + e) mod
+    `views`, so that in so many epochs it shows each of them once.
 
     Args:
-      examples: the split to train on.
-      preprocessing: its `host` makes one size of images of many sizes; otherwise unused.
+      rows: of the split to train on.
       batch_size: of all processes together.
       seed: of the order.
       num_epochs: number of epochs, None for no end.
+      views: how many an example has; None where it has but one.
       process_index: of this process.
       process_count: number of processes.
       threads: batches that are read at the same time, None for a number that suits their size.
       prefetch: batches that may wait to be used.
 
     Returns:
-      Iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int32 [b]}, `index`
-      being the position in `examples`.
+      Iterator of what `rows` loads.
 
     Raises:
       UserError: the split is smaller than a batch, or a batch does not divide by the processes.
         The iterator raises it for an image that cannot be decoded.
     """
     local = _local_size(batch_size, process_index, process_count)
-    if batch_size > len(examples):
+    if batch_size > len(rows):
         raise UserError(
-            f"data.batch_size is {batch_size}, but the training split {examples.split!r} of "
-            f"{examples.name} has only {len(examples)} examples; take at most that."
+            f"data.batch_size is {batch_size}, but the training split {rows.name} has only "
+            f"{len(rows)} examples; take at most that."
         )
-    start = process_index * local
+    start, steps_per_epoch = process_index * local, len(rows) // batch_size
+
+    def load(number: int, indices: np.ndarray) -> Batch:
+        mine = indices[start : start + local]
+        if views is None:
+            return rows.load(mine)
+        return rows.load(mine, ((mine + number // steps_per_epoch) % views).astype(np.int32))
+
     batches = (
-        grain.MapDataset.range(len(examples))
+        grain.MapDataset.range(len(rows))
         .seed(seed)
         .shuffle()
         .batch(batch_size, drop_remainder=True)
-        .map(lambda indices: indices[start : start + local])
-        .map(_Loader(examples, preprocessing))
         .repeat(num_epochs)
+        .map_with_index(load)
     )
-    return iter(batches.to_iter_dataset(_reading(examples, threads, prefetch)))
+    return iter(batches.to_iter_dataset(_reading(rows, threads, prefetch)))
 
 
 def evaluation_batches(
-    examples: Examples,
-    preprocessing: Preprocessing,
+    rows: Rows,
     *,
     batch_size: int,
+    view: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
     prefetch: int = 16,
 ) -> grain.DatasetIterator:
-    """All examples once, in order; every process yields ceil(len(examples) / batch_size) batches.
+    """All rows once, in order; every process yields ceil(len(rows) / batch_size) batches.
 
-    The last batch is padded: rows with mask 0 hold a zero image, label 0 and index -1.
+    The last batch is padded: rows with mask 0 hold zeros, label 0 and index -1.
 
     Returns:
-      Iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int32 [b],
-      "mask": float32 [b]}; see `training_batches` for the rest.
+      Iterator of what `rows` loads (all of the same view, if one is given) and "mask": float32 [b];
+      see `training_batches` for the rest.
     """
     local = _local_size(batch_size, process_index, process_count)
-    load = _Loader(examples, preprocessing)
 
-    def padded(step: int) -> dict[str, np.ndarray]:
+    def padded(step: int) -> Batch:
         start = step * batch_size + process_index * local
-        real = range(min(start, len(examples)), min(start + local, len(examples)))
-        batch = load(real) if real else _empty(examples, preprocessing)
+        real = range(min(start, len(rows)), min(start + local, len(rows)))
+        views = None if view is None else np.full(len(real), view, np.int32)
         padding = local - len(real)
-        mask = np.ones(len(real), np.float32)
-        batch = {
-            name: np.pad(value, [(0, padding)] + [(0, 0)] * (value.ndim - 1))
-            for name, value in {**batch, "mask": mask}.items()
-        }
+        batch = {**rows.load(real, views), "mask": np.ones(len(real), np.float32)}
+        batch = jax.tree.map(
+            lambda leaf: np.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)), batch
+        )
         batch["index"][len(real) :] = -1
         return batch
 
-    steps = -(-len(examples) // batch_size)
+    steps = -(-len(rows) // batch_size)
     batches = grain.MapDataset.range(steps).map(padded)
-    return iter(batches.to_iter_dataset(_reading(examples, threads, prefetch)))
+    return iter(batches.to_iter_dataset(_reading(rows, threads, prefetch)))
 
 
-def _reading(examples: Examples, threads: int | None, prefetch: int) -> grain.ReadOptions:
-    shape = examples.image_shape
-    usual = 2 if shape is not None and shape[0] * shape[1] <= SMALL else THREADS
+def _reading(rows: Rows, threads: int | None, prefetch: int) -> grain.ReadOptions:
+    usual = 2 if rows.cheap else THREADS
     return grain.ReadOptions(num_threads=threads or usual, prefetch_buffer_size=prefetch)
-
-
-def _empty(examples: Examples, preprocessing: Preprocessing) -> dict[str, Any]:
-    """A batch of no examples, for a process whose share of the last batch is all padding."""
-    if examples.image_shape is None:
-        shape = (*preprocessing.output_size, preprocessing.channels)
-    else:
-        shape = examples.image_shape
-    return {
-        "image": np.zeros((0, *shape), np.uint8),
-        "label": np.zeros(0, np.int32),
-        "index": np.zeros(0, np.int32),
-    }
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:

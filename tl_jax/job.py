@@ -1,7 +1,9 @@
 """A configuration → everything that its run consists of, before anything is trained."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from tl_jax.config import Config
 from tl_jax.datasets import Examples, open_dataset
 from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
+from tl_jax.input_pipeline import ImageRows
 from tl_jax.models import Head
 from tl_jax.phases import Stage, stages_of
 from tl_jax.preprocessing import Preprocessing
@@ -63,6 +66,23 @@ class Job:
         """The phase in which step `step` (from 1 on) is done."""
         return next(stage for stage in self.stages if step <= stage.last)
 
+    def stops_at(self, step: int) -> tuple[bool, bool]:
+        """Whether an epoch ends with step `step`, and whether a checkpoint is due after it."""
+        every, epoch_ends = (
+            self.config.train.checkpoint_every_steps,
+            not step % self.steps_per_epoch,
+        )
+        due = every is not None and not step % every
+        return epoch_ends, epoch_ends or due or step == self.stage_at(step).last
+
+    def next_stop(self, step: int, longest: int) -> int:
+        """The step up to which training can go on from `step`, by at most `longest`."""
+        return next(
+            stop
+            for stop in range(step + 1, step + longest + 1)
+            if stop == step + longest or self.stops_at(stop)[1]
+        )
+
     def learning_rate(self, step: int) -> float:
         """The configuration's learning rate at step `step` (from 1 on), before any multiplier."""
         return float(self.stage_at(step).schedule(step - 1))
@@ -110,10 +130,28 @@ class Job:
             stage.config.warmup, steps_per_epoch=self.steps_per_epoch, total_steps=length
         )
 
-    def training_preprocess(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """uint8 images and a key each → what the network takes, augmented."""
-        preprocessing, name = self.device_preprocessing, self.config.data.augmentation
-        return lambda images, keys: preprocessing.device(augment(images, keys, name))
+    def rows(self, role: str) -> ImageRows:
+        """The images of a split."""
+        return ImageRows(self.examples[role], self.pretrained.preprocessing)
+
+    def preprocess(self, batch: Mapping[str, jax.Array], keys: jax.Array | None = None) -> Any:
+        """A batch of images → what the network takes; with a key for each, augmented.
+
+        The draws of an augmentation of a fixed number of views depend on example and view alone.
+        """
+        images, data = batch["image"], self.config.data
+        if "view" in batch:
+            keys = jax.vmap(functools.partial(_view_key, self.config.seed))(
+                batch["index"], batch["view"]
+            )
+        if keys is not None:
+            images = augment(images, keys, data.augmentation)
+        return self.device_preprocessing.device(images)
+
+
+def _view_key(seed: int, index: jax.Array, view: jax.Array) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"view"))
+    return jax.random.fold_in(jax.random.fold_in(key, view), index)
 
 
 def prepare(config: Config) -> Job:

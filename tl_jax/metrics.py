@@ -19,6 +19,7 @@ class Meter:
     Args:
       batch_size: examples a step.
       learning_rate: by step, from 1 on.
+      every: steps in a logging interval.
       started: `time.perf_counter()` when this process began.
       spent: `position` of the part of the run before it was interrupted.
     """
@@ -27,15 +28,18 @@ class Meter:
         self,
         batch_size: int,
         learning_rate: Callable[[int], float],
+        every: int,
         started: float,
         spent: dict[str, Any],
     ):
         self._batch_size, self._learning_rate = batch_size, learning_rate
+        self._every = every
         self._started, self._total = started, spent.get("total_seconds", 0.0)
         self._train = spent.get("train_seconds", 0.0)
         self._wait = spent.get("input_wait_seconds", 0.0)
         self._steps = int(spent.get("timed_steps", 0))
         self._compile = spent.get("compile_seconds", 0.0)
+        self._cache = spent.get("cache_seconds", 0.0)
         self._compiled = False
         self._pending: list[tuple[int, Any]] = []
         self._interval, self._epoch = Mean(spent.get("interval")), Mean(spent.get("epoch"))
@@ -72,34 +76,47 @@ class Meter:
         self._since += time.perf_counter() - start
         return result
 
+    def filled(self, seconds: float) -> None:
+        """Takes the time that a cache of the prefix took; it is none of the training's."""
+        self._cache += seconds
+
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes what a step returned, without waiting for it."""
         self._pending.append((step, metrics))
         if len(self._pending) % _MAX_QUEUED_STEPS == 0 and jax.default_backend() == "cpu":
             jax.block_until_ready(metrics)
 
-    def read(self) -> None:
+    def add_all(self, first: int, metrics: dict[str, jax.Array], count: int) -> None:
+        """Takes what `count` steps from `first` on returned: arrays [≥ count]; waits for them."""
+        host = jax.device_get(metrics)
+        rows = [{name: value[i] for name, value in host.items()} for i in range(count)]
+        self._pending += [(first + i, row) for i, row in enumerate(rows)]
+
+    def read(self) -> list[tuple[int, dict[str, float]]]:
         """Waits for the steps so far and takes their figures.
+
+        Returns:
+          For each logging interval that ended with one of them: its last step and its means.
 
         Raises:
           RunFailed: a loss or a gradient is not finite; names the step.
         """
-        if not self._pending:
-            return
-        for step, metrics in [(step, jax.device_get(m)) for step, m in self._pending]:
+        read = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
+        if read:
+            now = time.perf_counter()
+            self._train += now - self._since
+            self._steps += len(read)
+            self._pending, self._since = [], now
+        ended = []
+        for step, metrics in read:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise RunFailed(f"{name.replace('_', ' ')} is {float(value)} at step {step}")
             self._interval.add(metrics)
             self._epoch.add(metrics)
-        now = time.perf_counter()
-        self._train += now - self._since
-        self._steps += len(self._pending)
-        self._pending, self._since = [], now
-
-    def interval(self, step: int) -> dict[str, float]:
-        """Means since the last interval ended at `step`, after `read`."""
-        return self._take(self._interval, step)
+            if step % self._every == 0:
+                ended.append((step, self._take(self._interval, step)))
+        return ended
 
     def epoch(self, step: int) -> dict[str, float]:
         """Means over the epoch that ended at `step`, after `read`."""
@@ -122,6 +139,7 @@ class Meter:
         return {
             "compile_seconds": self._compile,
             "train_seconds": self._train,
+            "cache_seconds": self._cache,
             "total_seconds": self._total + time.perf_counter() - self._started,
             "input_wait_seconds": self._wait,
             "timed_steps": self._steps,

@@ -22,16 +22,16 @@ class Profile:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Starts or stops, if it is time to."""
-        if self._steps and step == self._start:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-        elif self._running and step == self._start + self._steps:
+        """Starts or stops, if it is time to; steps that are one program are traced together."""
+        if self._running and step >= self._start + self._steps:
             self._stop()
+        elif self._steps and not self._running and step >= self._start:
+            jax.profiler.start_trace(self._folder)
+            self._running, self._start = True, step
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()
-        self._running = False
+        self._running, self._steps = False, 0
 
     def __enter__(self) -> "Profile":
         return self

@@ -39,7 +39,7 @@ def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
     }
     loss = steps.make_loss(job.pretrained.module, stage.plan, job.config.train.label_smoothing)
     step = steps.make_train_step(
-        loss, stage.optimizer, lambda images, keys: images, seed=job.config.seed
+        loss, stage.optimizer, lambda batch, keys: batch["image"], seed=job.config.seed
     )
     state, frozen = jax.eval_shape(
         lambda variables: steps.divide(stage.plan, variables, stage.optimizer),

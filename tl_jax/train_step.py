@@ -74,12 +74,37 @@ def variables_of(trainable: Any, statistics: Any, frozen: Frozen) -> dict[str, A
     }
 
 
-def make_loss(module: nn.Module, plan: Plan, label_smoothing: float = 0.0) -> Callable:
-    """The loss as a function of what trains.
+def make_prefix(module: nn.Module, plan: Plan) -> Callable:
+    """What lies below the first trainable parameter, as a function of the image.
 
     Returns:
-      `loss(trainable, statistics, frozen, images, labels, keys)` → mean loss [] in nats and
-      (logits float32 [N, C], statistics after the batch). Images are preprocessed, float [N, H, W,
+      `prefix(frozen, images)` → what block `plan.boundary` takes; images are preprocessed, float
+      [N, H, W, channels].
+    """
+
+    def prefix(frozen, images):
+        variables = variables_of({}, {}, frozen)
+        with lora.applied(plan.adapters, variables["params"]):
+            return module.apply(variables, images, last=plan.boundary)
+
+    return prefix
+
+
+def make_loss(
+    module: nn.Module, plan: Plan, label_smoothing: float = 0.0, first: int = 0
+) -> Callable:
+    """The loss as a function of what trains.
+
+    Args:
+      module: the network.
+      plan: says what trains.
+      label_smoothing: share of the target that is spread evenly over all classes.
+      first: the block that its input enters: 0 for images, or `plan.boundary` for what the prefix
+        made of them.
+
+    Returns:
+      `loss(trainable, statistics, frozen, x, labels, keys)` → mean loss [] in nats and (logits
+      float32 [N, C], statistics after the batch). Images are preprocessed, float [N, H, W,
       channels]; keys are typed PRNG keys [N] for dropout.
     """
 
@@ -95,12 +120,14 @@ def make_loss(module: nn.Module, plan: Plan, label_smoothing: float = 0.0) -> Ca
                 **options,
             )
 
-    def loss(trainable, statistics, frozen, images, labels, keys):
-        # The prefix holds nothing that trains, so it stands outside of what is differentiated.
-        x, moved = images, {}
-        if plan.boundary:
+    def loss(trainable, statistics, frozen, x, labels, keys):
+        # The prefix holds nothing that trains, so it stands outside of what is differentiated; the
+        # barrier keeps its results what they are when it is compiled alone, for the cache.
+        moved = {}
+        if first < plan.boundary:
             prefix = variables_of({}, statistics, frozen)
-            x, moved = run(prefix, images, keys, last=plan.boundary)
+            x, moved = run(prefix, x, keys, first=first, last=plan.boundary)
+            x = jax.lax.optimization_barrier(x)
         variables = variables_of(trainable, statistics, frozen)
         logits, moved_above = run({**variables, **moved}, x, keys, first=plan.boundary)
         if plan.statistics:
@@ -125,15 +152,15 @@ def make_train_step(
     Args:
       loss: as `make_loss` gives it.
       optimizer: over the trainable parameters.
-      preprocess: `preprocess(images uint8 [N, h, w, c], keys [N])` → float [N, H, W, channels].
+      preprocess: `preprocess(batch, keys [N])` → what the loss takes, from a batch's leaves [N, …].
       seed: of augmentation and dropout; their keys are made of (seed, step, example).
       micro_batches: parts of the device's batch whose gradients are accumulated.
       axis_name: of the devices, over which gradients are averaged; None on a single one.
 
     Returns:
-      `step(state, frozen, batch)` → (state, metrics). batch: image uint8 [N, h, w, c], label int32
-      [N], index int32 [N]. metrics: float32 [] each, the mean over the global batch; "objective" is
-      what is differentiated, "loss" the cross-entropy without label smoothing.
+      `step(state, frozen, batch)` → (state, metrics). batch: label int32 [N], index int32 [N], and
+      what `preprocess` takes. metrics: float32 [] each, the mean over the global batch; "objective"
+      is what is differentiated, "loss" the cross-entropy without label smoothing.
     """
 
     def mean_over_devices(tree):
@@ -145,9 +172,9 @@ def make_train_step(
             batch["index"]
         )
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-        images = preprocess(batch["image"], keys[:, 0])
+        x = preprocess(batch, keys[:, 0])
         (value, (logits, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.trainable, state.statistics, frozen, images, batch["label"], keys[:, 1]
+            state.trainable, state.statistics, frozen, x, batch["label"], keys[:, 1]
         )
         plain = losses.cross_entropy(logits, batch["label"]).mean()  # as evaluation reports it
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
@@ -182,6 +209,43 @@ def make_train_step(
         return grads, metrics, statistics
 
     return train_step
+
+
+def make_steps(step: TrainStep) -> Callable:
+    """Many steps as one program, over rows that lie on the device.
+
+    Returns:
+      `run(state, frozen, rows, count, order)` → (state, metrics). rows: leaves [R, …] as a batch
+      has them, "label" [N]; row i + v N is view v of example i. count: int32 [], how many steps.
+      order: "index" (and "view") int32 [n, S], the examples of S ≥ count steps. metrics: float32
+      [S] each, of which the first `count` are filled.
+    """
+
+    def run(state, frozen, rows, count, order):
+        def body(i, carry):
+            state, metrics = carry
+            state, found = step(
+                state, frozen, look_up(rows, jax.tree.map(lambda x: x[:, i], order))
+            )
+            return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, found)
+
+        one = jax.tree.map(lambda x: x[:, 0], order)
+        shapes = jax.eval_shape(lambda: step(state, frozen, look_up(rows, one))[1])
+        length = order["index"].shape[1]
+        metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+    return run
+
+
+def look_up(rows: dict[str, Any], order: dict[str, jax.Array]) -> dict[str, Any]:
+    """The batch with these examples: leaves [n, …], and `order` itself."""
+    count, index = len(rows["label"]), order["index"]
+    found = {"label": rows["label"][index], **order}
+    if "image" in rows:
+        return {**found, "image": rows["image"][index]}
+    row = index + order["view"] * count if "view" in order else index
+    return {**found, "activations": jax.tree.map(lambda x: x[row], rows["activations"])}
 
 
 def _step_key(seed: int, step: jax.Array) -> jax.Array:

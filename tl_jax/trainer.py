@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from tl_jax import (
     certificate,
     display,
     evaluation,
+    feature_cache,
     figures,
     input_pipeline,
     lora,
@@ -29,11 +31,15 @@ from tl_jax.checkpointing import Checkpoints
 from tl_jax.config import Config
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.evaluation import Evaluation
+from tl_jax.feature_cache import Choice, Inputs
+from tl_jax.freezing import Plan
+from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
 from tl_jax.metrics import Meter
 from tl_jax.parallel import DataParallel
 from tl_jax.phases import Stage
 from tl_jax.profiling import Profile
+from tl_jax.runner import Runner, activations, training_batches
 from tl_jax.step_cost import step_cost
 from tl_jax.train_step import Frozen, TrainState
 from tl_jax.workdir import MetricsLog, WorkDir
@@ -83,13 +89,28 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     job = job_lib.prepare(config)
     description = job.describe_plan()
     display.console.print(plan_display.plan_table(description))
+    choices = [feature_cache.choose(job, stage) for stage in job.stages]
     cost = step_cost(job)
     devices = DataParallel(config.parallel)
-    eval_step = _compile_eval_step(job, devices)
 
-    def evaluate(variables: Any, split: str) -> Evaluation:
-        merged = lora.merge(job.plan.adapters, variables)
-        return evaluate_split(job, devices, eval_step, devices.replicate(merged), split)
+    @functools.cache
+    def eval_step(first: int, boundary: int) -> Callable:
+        return _compile_eval_step(job, devices, first, boundary)
+
+    def evaluate(variables: Any, rows: Rows, first: int, plan: Plan) -> Evaluation:
+        merged = devices.replicate(lora.merge(job.plan.adapters, variables))
+        batches = input_pipeline.evaluation_batches(
+            rows,
+            batch_size=config.data.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data.threads,
+        )
+        step = eval_step(first, plan.boundary)
+        return evaluation.evaluate(step, merged, map(devices.shard, batches))
+
+    def evaluate_split(variables: Any, split: str) -> Evaluation:
+        return evaluate(variables, job.rows(split), 0, job.plan)
 
     ends = [job.stages[0].last] if job.recipe.interpolate else []
     with Checkpoints(workdir.path / "checkpoints", keep=ends) as checkpoints:
@@ -97,12 +118,12 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
         if parallel.is_first():
             workdir.write_json("plan.json", description)
             workdir.write_json("config.json", config_lib.to_dict(config))
-        log, meter, proofs = _fit(job, workdir, checkpoints, devices, evaluate, started)
-        best, variables, path = _choose(job, checkpoints, evaluate)
+        log, meter, proofs = _fit(job, workdir, checkpoints, devices, choices, evaluate, started)
+        best, variables, path = _choose(job, checkpoints, evaluate_split)
     if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "after":
         variables = _reestimate(job, devices, variables)
     splits = [split for split in ("validation", "test") if split in job.examples]
-    evaluations = {split: evaluate(variables, split) for split in splits}
+    evaluations = {split: evaluate_split(variables, split) for split in splits}
     before = certificate.fingerprint(job.plan, job.pretrained.variables)
     whole = certificate.certify(job.plan, before, variables)
     whole["ok"] = whole["ok"] and all(proof["ok"] for proof in proofs)
@@ -113,11 +134,8 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
         "metrics": {split: found.summary() for split, found in evaluations.items()},
         "steps": {"trained": job.total_steps, "best": best},
         **path,
-        "cost": {
-            **cost,
-            **meter.timing,
-            "cache_seconds": 0.0,
-        },
+        "cost": {**cost, **meter.timing},
+        "cache": [choice.describe() for choice in choices],
     }
     if parallel.is_first():
         merged = stages.host(lora.merge(job.plan.adapters, variables))
@@ -131,7 +149,8 @@ def _fit(
     workdir: WorkDir,
     checkpoints: Checkpoints,
     devices: DataParallel,
-    evaluate: Callable[[Any, str], Evaluation],
+    choices: Sequence[Choice],
+    evaluate: Callable[[Any, Rows, int, Plan], Evaluation],
     started: float,
 ) -> tuple[MetricsLog, Meter, list[dict[str, Any]]]:
     """Trains to the last step, phase by phase, from the newest checkpoint if there is one.
@@ -140,8 +159,7 @@ def _fit(
       The log, the meter, and each phase's certificate.
     """
     config, start = job.config, job.pretrained.variables
-    batches = _training_batches(job)
-    position: dict[str, Any] = {"phase": 0, "timing": {}, "proofs": []}
+    position: dict[str, Any] = {"phase": 0, "timing": {}, "proofs": [], "input": None}
     if checkpoints.last is None:
         if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "before":
             start = _reestimate(job, devices, start)
@@ -150,15 +168,15 @@ def _fit(
     else:
         state, frozen, position = _restore(job, checkpoints, checkpoints.last)
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
-        batches.set_state(position["input"])
-    first, proofs = int(state.step), list(position["proofs"])
-    log = MetricsLog(workdir, first, writes=parallel.is_first())
-    meter = Meter(config.data.batch_size, job.learning_rate, started, position["timing"])
-    save_every = config.train.checkpoint_every_steps
+    step, proofs, place = int(state.step), list(position["proofs"]), position["input"]
+    log = MetricsLog(workdir, step, writes=parallel.is_first())
+    timing = position["timing"]
+    every = config.logging.every_steps
+    meter = Meter(config.data.batch_size, job.learning_rate, every, started, timing)
 
     with (
-        display.Progress(first, job.total_steps, job.steps_per_epoch) as bar,
-        Profile(workdir, first, config.logging.profile_steps) as profile,
+        display.Progress(step, job.total_steps, job.steps_per_epoch) as bar,
+        Profile(workdir, step, config.logging.profile_steps) as profile,
     ):
 
         def record(step: int, split: str, figures: Mapping[str, Any]) -> None:
@@ -169,36 +187,35 @@ def _fit(
         for number in range(position["phase"], len(job.stages)):
             stage, before = job.stages[number], position["before"]
             if number > position["phase"]:
-                meter.read()
                 state, frozen = stages.follow(job, number, state, frozen, start["params"])
                 before = certificate.fingerprint(stage.plan, _variables(state, frozen))
             state, frozen = devices.replicate((state, frozen))
-            train_step = _compile_train_step(job, stage, devices)
-            meter.expect_compilation()
-            for step in range(int(state.step) + 1, stage.last + 1):
-                profile.before(step)
-                batch = meter.next_batch(batches)
-                state, metrics = meter.run(train_step, state, frozen, devices.shard(batch))
-                meter.add(step, metrics)
-                epoch_ends = step % job.steps_per_epoch == 0
-                save = epoch_ends or (save_every is not None and step % save_every == 0)
-                save = save or step == stage.last
-                logs = step % config.logging.every_steps == 0
-                if save or logs:
+            runner = None
+            if step < stage.last:
+                inputs = meter.aside(_fill, job, stage, choices[number], devices, frozen, bar)
+                meter.filled(inputs.seconds)
+                runner = Runner(job, stage, devices, inputs, meter, place)
+            while runner and step < stage.last:
+                profile.before(step + 1)
+                stop = job.next_stop(step, runner.longest)
+                state, step = runner.advance(state, frozen, step, stop), stop
+                epoch_ends, save = job.stops_at(step)
+                if save or step % every == 0:
                     try:  # before a checkpoint, so that none holds what is not finite
-                        meter.read()
+                        intervals = meter.read()
                     except RunFailed as error:
                         raise RunFailed(f"{error}; {_last_good(checkpoints)}") from None
-                if logs:
-                    record(step, "train", meter.interval(step))
+                    for end, figures in intervals:
+                        record(end, "train", figures)
+                accuracy = None
                 if epoch_ends:
                     record(step, "epoch", meter.epoch(step))
-                accuracy = None
-                if epoch_ends and "validation" in job.examples:
-                    variables = _variables(state, frozen)
-                    validation = meter.aside(evaluate, variables, "validation").summary()
-                    accuracy = validation["accuracy"]
-                    record(step, "validation", validation)
+                if epoch_ends and "validation" in inputs.rows:
+                    variables, rows = _variables(state, frozen), inputs.rows["validation"]
+                    first = inputs.choice.first
+                    found = meter.aside(evaluate, variables, rows, first, stage.plan).summary()
+                    accuracy = found["accuracy"]
+                    record(step, "validation", found)
                 if epoch_ends:
                     bar.end_epoch(step)
                 if save:
@@ -206,21 +223,34 @@ def _fit(
                         raise RunFailed(
                             f"the devices differ at step {step}: a bug, please report it"
                         )
-                    place = {
+                    place = runner.position
+                    kept = {
                         "phase": number,
                         "before": before,
                         "proofs": proofs,
-                        "input": batches.get_state(),
+                        "input": place,
                         "timing": meter.position,
                         **results.identity(job),
                         "plan": {p: group.name for p, group in stage.plan.groups.items()},
                     }
                     keep = stages.kept(job, number, state, frozen)
-                    meter.aside(checkpoints.save, step, keep, place, accuracy)
+                    meter.aside(checkpoints.save, step, keep, kept, accuracy)
             proof = certificate.certify(stage.plan, before, _variables(state, frozen))
             proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
     checkpoints.wait()
     return log, meter, proofs
+
+
+def _fill(
+    job: Job,
+    stage: Stage,
+    choice: Choice,
+    devices: DataParallel,
+    frozen: Frozen,
+    bar: display.Progress,
+) -> Inputs:
+    bar.say(f"cache {choice.kind}: {choice.reason}")
+    return feature_cache.fill(job, stage, choice, devices, frozen, bar.filling)
 
 
 def _variables(state: TrainState, frozen: Frozen) -> dict[str, Any]:
@@ -273,63 +303,22 @@ def _choose(
 def _reestimate(job: Job, devices: DataParallel, variables: Any) -> dict[str, Any]:
     """The variables with BatchNorm statistics measured in one pass over the training data."""
     module = job.pretrained.module.clone(axis_name=parallel.AXIS)
-    step = batch_norm.make_statistics_step(
-        module, job.device_preprocessing.device, len(job.plan.blocks)
-    )
+    step = batch_norm.make_statistics_step(module, job.preprocess, len(job.plan.blocks))
     compiled = devices.compile(step, arguments=1, donate=False)
     merged = devices.replicate(lora.merge(job.plan.adapters, variables))
-    batches = map(devices.shard, _training_batches(job, epochs=1))
+    batches = map(devices.shard, training_batches(job, job.rows("train"), epochs=1))
     found = batch_norm.reestimate(compiled, merged, batches)
     return {**variables, "batch_stats": stages.host(found["batch_stats"])}
 
 
-def evaluate_split(
-    job: Job, devices: DataParallel, eval_step: Callable, variables: Any, split: str
-) -> Evaluation:
-    """Runs the compiled step over all examples of a split."""
-    batches = input_pipeline.evaluation_batches(
-        job.examples[split],
-        job.pretrained.preprocessing,
-        batch_size=job.config.data.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=job.config.data.threads,
-    )
-    return evaluation.evaluate(eval_step, variables, map(devices.shard, batches))
-
-
-def _training_batches(job: Job, epochs: int | None = None) -> Any:
-    return input_pipeline.training_batches(
-        job.examples["train"],
-        job.pretrained.preprocessing,
-        batch_size=job.config.data.batch_size,
-        seed=job.config.seed,
-        num_epochs=epochs or job.config.train.epochs,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=job.config.data.threads,
-    )
-
-
-def _compile_train_step(job: Job, stage: Stage, devices: DataParallel) -> Callable:
-    module = job.pretrained.module.clone(axis_name=parallel.AXIS)
-    step = steps.make_train_step(
-        steps.make_loss(module, stage.plan, job.config.train.label_smoothing),
-        stage.optimizer,
-        job.training_preprocess(),
-        seed=job.config.seed,
-        micro_batches=job.config.train.gradient_accumulation,
-        axis_name=parallel.AXIS,
-    )
-    return devices.compile(step, arguments=2, donate=True)
-
-
-def _compile_eval_step(job: Job, devices: DataParallel) -> Callable:
+def _compile_eval_step(job: Job, devices: DataParallel, first: int, boundary: int) -> Callable:
     step = evaluation.make_eval_step(
         job.pretrained.module,
         len(job.class_names),
-        job.device_preprocessing.device,
+        activations if first else job.preprocess,
         parallel.AXIS,
+        first=first,
+        boundary=boundary,
     )
     return devices.compile(step, arguments=1, donate=False)
 

@@ -1,0 +1,291 @@
+"""The frozen prefix computed once: the same training, wherever its rows lie; when, and why not."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tl_jax import feature_cache, feature_store, job, memory, parallel, stages
+from tl_jax import train_step as steps
+from tl_jax.errors import UserError
+from tl_jax.metrics import Meter
+from tl_jax.runner import Runner, loops
+
+SMALL = {
+    "data.splits.train": "train[:49]",
+    "data.splits.validation": "train[192:200]",
+    "data.batch_size": 16,
+    "logging.every_steps": 1000,
+}
+
+
+def untracked(pieces, layout):
+    return pieces
+
+
+def trained(config, kinds=None, keep=None):
+    """Variables after a whole training without its trainer, and the choices it made.
+
+    Args:
+      config: the run.
+      kinds: filled with how each phase got its rows.
+      keep: steps after which the runner is thrown away and another goes on from its position.
+    """
+    run = job.prepare(config)
+    devices = parallel.DataParallel(config.parallel)
+    start = run.pretrained.variables
+    state, frozen = stages.begin(run, start)
+    meter = Meter(config.data.batch_size, run.learning_rate, 1000, 0.0, {})
+    position, step, losses = None, 0, []
+    for number, stage in enumerate(run.stages):
+        if number:
+            state, frozen = stages.follow(run, number, state, frozen, start["params"])
+        state, frozen = devices.replicate((state, frozen))
+        choice = feature_cache.choose(run, stage)
+        inputs = feature_cache.fill(run, stage, choice, devices, frozen, untracked)
+        if kinds is not None:
+            kinds.append((choice.kind, choice.first))
+        runner = Runner(run, stage, devices, inputs, meter, position)
+        while step < stage.last:
+            stop = min(run.next_stop(step, runner.longest), stage.last)
+            if keep and step < keep:
+                stop = min(stop, keep)
+            state = runner.advance(state, frozen, step, stop)
+            step = stop
+            losses += [m["loss"] for _, m in meter._pending]
+            meter.read()
+            position = runner.position
+            if step == keep:
+                runner = Runner(run, stage, devices, inputs, meter, position)
+    return stages.host(steps.variables_of(state.trainable, state.statistics, frozen)), losses
+
+
+def assert_same(one, other):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+        found = dict(jax.tree_util.tree_leaves_with_path(other))[path]
+        assert leaf.tobytes() == found.tobytes(), jax.tree_util.keystr(path)
+
+
+CASES = {  # a network, a strategy's options on it, and which of its phases have a prefix
+    "linear_probe": ("vit_smaller", {}, [True]),
+    "top_k": ("vit_smaller", {"k": 1}, [True]),
+    "surgical": ("resnet_bottleneck", {"first": 0.6, "last": 0.9}, [True]),
+    "lp_ft": ("resnet_bottleneck", {}, [True, False]),
+    "gradual_unfreezing": ("resnet_bottleneck", {"groups": 2}, [True, True, False]),
+    "lora": ("resnet_bottleneck", {"targets": ("stages.2",), "dropout": 0.2}, [True]),
+    "norm_only": ("vit_smaller", {}, [True]),
+}
+
+
+@pytest.fixture
+def small(digits_config, tmp_path):
+    def config(name, **fields):
+        base = {**SMALL, "cache_dir": str(tmp_path / "cache"), "train.epochs": 4}
+        return digits_config(name, **{**base, **fields})
+
+    return config
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cached_training_is_the_same_bit_for_bit(small, case):
+    """With dropout above the boundary, momentum, clipping; on 8 devices; parameters and losses."""
+    name, options, prefixes = CASES[case]
+    kind = "device" if name == "vit_smaller" else "host"
+    fields = {"freeze.strategy": case, **{f"freeze.{key}": v for key, v in options.items()}}
+    kinds = []
+    variables, losses = trained(small(name, cache="off", **fields))
+    cached, cached_losses = trained(small(name, cache=kind, **fields), kinds)
+    assert [first > 0 for _, first in kinds] == prefixes
+    assert {kind for kind, first in kinds if first} == {kind}
+    assert_same(variables, cached)
+    assert losses == cached_losses
+    before = job.prepare(small(name, **fields)).pretrained.variables
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(variables), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"cache": "disk"}, {"cache": "device", "parallel": "shard_map"}]
+)
+def test_wherever_the_rows_lie(small, fields):
+    top = {"freeze.strategy": "top_k", "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
+    assert_same(
+        trained(small("resnet_bottleneck", cache="off", **top))[0],
+        trained(small("resnet_bottleneck", **top, **fields))[0],
+    )
+
+
+def test_whole_epochs_are_one_program_and_can_be_cut_anywhere(small):
+    """A probe's program takes any number of steps: cut inside an epoch, it is compiled once."""
+    config = small("resnet_bottleneck", cache="device")
+    run = job.prepare(config)
+    assert loops(run.stages[0].plan, run.stages[0].plan.boundary)
+    whole, losses = trained(config)
+    cut, cut_losses = trained(config, keep=5)
+    assert_same(whole, cut)
+    assert losses == cut_losses and len(losses) == 12
+
+
+def test_a_loop_of_steps_is_compiled_once(small, caplog):
+    config = small("resnet_bottleneck", cache="device", **{"train.checkpoint_every_steps": 2})
+    with jax.log_compiles():
+        trained(config)
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+    assert sum("float32[49,32]" in message for message in compiled) == 1, "features of the split"
+
+
+VIEWS = {"data.augmentation": "random_resized_crop", "data.views": 2}
+
+
+@pytest.mark.parametrize("kind", ["device", "disk"])
+def test_a_fixed_number_of_views_is_cached_like_one(small, kind):
+    fields = {**VIEWS, "freeze.strategy": "top_k"}
+    variables, losses = trained(small("resnet_bottleneck", cache="off", **fields))
+    cached, cached_losses = trained(small("resnet_bottleneck", cache=kind, **fields))
+    assert_same(variables, cached)
+    assert losses == cached_losses
+    other, _ = trained(small("resnet_bottleneck", cache="off", **{**fields, "seed": 1}))
+    with pytest.raises(AssertionError):
+        assert_same(variables, other)
+
+
+def test_each_view_is_shown_once_in_as_many_epochs(small):
+    run = job.prepare(small("resnet_bottleneck", **{**VIEWS, "data.views": 3}))
+    from tl_jax.runner import training_batches
+
+    shown = {}
+    for batch in training_batches(run, run.rows("train")):
+        for index, view in zip(batch["index"], batch["view"], strict=True):
+            shown.setdefault(int(index), []).append(int(view))
+    full = [views for views in shown.values() if len(views) == 4]  # in every epoch, none dropped
+    assert full
+    for views in full:
+        assert sorted(views[:3]) == [0, 1, 2] and views[3] == views[0]
+    pixels = [
+        np.asarray(run.preprocess({**run.rows("train").load([5, 6], np.array([v, v], np.int32))}))
+        for v in (0, 1, 1)
+    ]
+    assert pixels[1].tobytes() == pixels[2].tobytes() != pixels[0].tobytes()
+
+
+def choice(config, stage=0):
+    run = job.prepare(config)
+    return feature_cache.choose(run, run.stages[stage])
+
+
+def test_auto_takes_the_nearest_memory_that_it_fits_into(small, monkeypatch):
+    def free(device, host):
+        monkeypatch.setattr(memory, "device_available", lambda: device)
+        monkeypatch.setattr(memory, "host_available", lambda: host)
+
+    config = small("resnet_bottleneck", cache="auto")
+    nbytes = (49 + 8) * 32 * 4  # features, float32
+    free(4 * nbytes, 2 * nbytes)
+    found = choice(config)
+    assert (found.kind, found.first, found.nbytes) == ("device", 6, nbytes)
+    assert "57" not in found.reason and "49 + 8 activations at head" in found.reason
+    assert "saves" in found.reason
+    free(4 * nbytes - 1, 2 * nbytes)
+    assert choice(config).kind == "host"
+    free(0, 2 * nbytes - 1)
+    assert choice(config).kind == "disk"
+    tiny = dataclasses.replace(config, cache_limit_gb=(nbytes - 1) / 1e9)
+    assert choice(tiny).kind == "off" and "fit into no memory" in choice(tiny).reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"data.augmentation": "flip"}, "flip draws anew at each step"),
+        ({"freeze.batch_norm": "stats_only"}, "stats_only"),
+        ({"freeze.strategy": "full"}, "stem trains"),
+        ({"train.epochs": 1}, "1 of 1 epochs"),
+        ({"freeze.strategy": "freeze_embed"}, "of a step's computation lies below layer_0"),
+    ],
+)
+def test_auto_says_why_there_is_no_prefix(small, monkeypatch, fields, reason):
+    # The stem of networks as small as these is more of them than of any real one.
+    monkeypatch.setattr(feature_cache, "LEAST_SAVED", 0.2)
+    name = "vit_base" if fields.get("freeze.strategy") == "freeze_embed" else "resnet_bottleneck"
+    found = choice(small(name, cache="auto", **fields))
+    assert found.first == 0
+    assert reason in found.reason
+    again = choice(small(name, cache="off", **fields))
+    assert (again.kind, again.first) == ("off", 0)
+
+
+@pytest.mark.parametrize("kind", ["device", "host", "disk"])
+@pytest.mark.parametrize(
+    "fields", [{"data.augmentation": "flip"}, {"freeze.batch_norm": "stats_only"}]
+)
+def test_what_cannot_be_is_refused(small, kind, fields):
+    with pytest.raises(UserError, match=rf"config\.cache: '{kind}' cannot be: .*(flip|stats_only)"):
+        choice(small("resnet_bottleneck", cache=kind, **fields))
+
+
+def test_images_that_fit_stay_on_the_device(small):
+    """Augmentation draws anew from them; the same training as from the host."""
+    fields = {"freeze.strategy": "full", "data.augmentation": "flip", "train.epochs": 2}
+    kinds = []
+    resident, losses = trained(small("resnet_bottleneck", cache="auto", **fields), kinds)
+    assert kinds == [("device", 0)]
+    streamed, others = trained(small("resnet_bottleneck", cache="off", **fields))
+    assert_same(resident, streamed)
+    assert losses == others
+
+
+def keys(config):
+    run = job.prepare(config)
+    stage = run.stages[0]
+    _, frozen = stages.begin(run, run.pretrained.variables)
+    return {
+        role: feature_store.name_of(feature_cache._key(run, stage.plan, frozen, role))
+        for role in ("train", "validation")
+    }
+
+
+def test_a_cache_is_shared_by_all_that_see_the_same_rows(small):
+    probe = keys(small("resnet_bottleneck"))
+    assert probe["train"] != probe["validation"]
+    same = {
+        "optimizer.learning_rate": 0.7,
+        "train.epochs": 9,
+        "data.batch_size": 24,
+        "seed": 5,
+        "head.kind": "mlp",
+        "freeze.strategy": "lp_ft",
+    }
+    for name, value in same.items():
+        assert keys(small("resnet_bottleneck", **{name: value})) == probe, name
+    other = {
+        "freeze.strategy": "top_k",
+        "model.dtype": "bfloat16",
+        "model.image_size": 40,
+        "head.last_blocks": 2,
+        "data.splits.train": "train[1:50]",
+    }
+    for name, value in other.items():
+        assert keys(small("resnet_bottleneck", **{name: value}))["train"] != probe["train"], name
+    assert keys(small("resnet_base"))["train"] != probe["train"]
+    views = keys(small("resnet_bottleneck", **VIEWS))
+    assert views["train"] != probe["train"] and views["validation"] == probe["validation"]
+
+
+def test_other_weights_below_the_boundary_are_another_cache(small):
+    run = job.prepare(small("resnet_bottleneck"))
+    plan = run.stages[0].plan
+    _, frozen = stages.begin(run, run.pretrained.variables)
+    key = feature_cache._key(run, plan, frozen, "train")
+    moved = jax.tree.map(np.array, frozen)
+    leaf = moved.statistics["resnet"]["embedder"]["embedder"]["normalization"]["mean"]
+    leaf[0] = np.nextafter(leaf[0], np.inf)
+    assert feature_cache._key(run, plan, moved, "train") != key
+
+
+def test_several_blocks_outputs_pass_the_boundary(small):
+    """A head on the last two blocks: activations are a tuple where the boundary lies between."""
+    fields = {"head.last_blocks": 2, "freeze.strategy": "top_k"}
+    off, _ = trained(small("vit_smaller", cache="off", **fields))
+    on, _ = trained(small("vit_smaller", cache="disk", **fields))
+    assert_same(off, on)

@@ -1,0 +1,189 @@
+"""The cache on disk: whole or not at all, mended when torn, bounded, safe for two at once."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tl_jax import feature_store
+from tl_jax.errors import UserError
+from tl_jax.feature_store import Layout
+
+EXAMPLES, VIEWS = 23, 2
+KEY = {"weights": "abc", "boundary": 3}
+LAYOUT = Layout(
+    name="'train' of sample",
+    rows=EXAMPLES * VIEWS,
+    examples=EXAMPLES,
+    shapes=(
+        jax.ShapeDtypeStruct((1, 3, 2), jnp.float32),
+        jax.ShapeDtypeStruct((1, 5), jnp.bfloat16),
+    ),
+)
+
+
+def leaves():
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(size=(LAYOUT.rows, 3, 2)).astype(np.float32),
+        rng.normal(size=(LAYOUT.rows, 5)).astype(ml_dtypes.bfloat16),
+    ]
+
+
+LABELS = np.tile(np.arange(EXAMPLES, dtype=np.int32) % 7, VIEWS)
+
+
+def pieces(size=8):
+    """Rows as a network gives them, a view after the other."""
+    for view in range(VIEWS):
+        for start in range(view * EXAMPLES, (view + 1) * EXAMPLES, size):
+            stop = min(start + size, (view + 1) * EXAMPLES)
+            yield [leaf[start:stop] for leaf in leaves()], LABELS[start:stop]
+
+
+def store(folder, produce=pieces, limit=1e9, key=KEY):
+    return feature_store.on_disk(folder, key, LAYOUT, produce, limit, "the sample")
+
+
+def check(rows):
+    """Every row of every view is what was put in, bit for bit."""
+    assert len(rows) == EXAMPLES
+    for view in range(VIEWS):
+        order = np.random.default_rng(view).permutation(EXAMPLES)[:17]
+        batch = rows.load(order, np.full(17, view, np.int32))
+        for found, leaf in zip(batch["activations"], leaves(), strict=True):
+            expected = leaf[view * EXAMPLES + order]
+            assert found.dtype == expected.dtype
+            assert found.tobytes() == expected.tobytes()
+        np.testing.assert_array_equal(batch["label"], LABELS[order])
+        np.testing.assert_array_equal(batch["index"], order)
+    first = rows.load([4, 2])["activations"][0]
+    np.testing.assert_array_equal(first, leaves()[0][[4, 2]])
+    assert rows.load([])["activations"][1].shape == (0, 5)
+    for found, leaf in zip(rows.tree(), leaves(), strict=True):
+        assert found.tobytes() == leaf.tobytes()
+
+
+def never():
+    raise AssertionError("computed although it is there")
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 34 * 10, 10**9])
+def test_what_is_put_in_comes_out(tmp_path, monkeypatch, shard_bytes):
+    monkeypatch.setattr(feature_store, "SHARD_BYTES", shard_bytes)
+    check(store(tmp_path))
+    check(store(tmp_path, never))
+    assert feature_store.in_memory(LAYOUT, pieces()).labels.shape == (EXAMPLES,)
+    check(feature_store.in_memory(LAYOUT, pieces()))
+    assert LAYOUT.row_bytes == 34
+
+
+def test_another_key_is_another_cache(tmp_path):
+    store(tmp_path)
+    with pytest.raises(AssertionError):
+        store(tmp_path, never, key={**KEY, "boundary": 4})
+    assert feature_store.find(tmp_path, {**KEY, "boundary": 4}, LAYOUT) is None
+
+
+def dies_halfway():
+    for number, piece in enumerate(pieces()):
+        if number == 3:
+            os._exit(9)
+        yield piece
+
+
+def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "SHARD_BYTES", 34 * 4)
+    child = multiprocessing.get_context("fork").Process(target=store, args=(tmp_path, dies_halfway))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 9
+    partial = [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    assert len(partial) == 1, "it was writing"
+    assert feature_store.find(tmp_path, KEY, LAYOUT) is None
+    store(tmp_path, key={"other": 1})  # sweeps what nobody writes any more
+    assert not partial[0].exists()
+    check(store(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "header", "labels"])
+def test_a_torn_cache_is_made_again(tmp_path, damage, caplog):
+    store(tmp_path)
+    path = tmp_path / feature_store.name_of(KEY)
+    shard = path / ("labels.safetensors" if damage == "labels" else "00000.safetensors")
+    content = bytearray(shard.read_bytes())
+    if damage == "truncate":
+        shard.write_bytes(content[:-1])
+    elif damage in ("flip", "labels"):
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    elif damage == "remove":
+        shard.unlink()
+    elif damage == "manifest":
+        (path / "manifest.json").write_text('{"files": 3}')
+    else:
+        shard.write_bytes(b"\xff" * len(content))
+    check(store(tmp_path))
+    assert "damaged" in caplog.text
+    check(store(tmp_path, never))
+
+
+def test_it_says_what_it_holds_and_refuses_beyond(tmp_path):
+    store(tmp_path)
+    held = sum(f.stat().st_size for f in (tmp_path / feature_store.name_of(KEY)).iterdir())
+    with pytest.raises(UserError, match=r"config\.cache_limit_gb.*(?s:.)*the sample") as refused:
+        store(tmp_path, never, limit=held + LAYOUT.nbytes - 1, key={"other": 1})
+    assert feature_store.name_of(KEY) in str(refused.value)
+    check(store(tmp_path, limit=held + LAYOUT.nbytes, key={"other": 1}))
+    check(store(tmp_path, never, limit=1))  # what is there may stay and be used
+
+
+def test_two_at_once_compute_it_once(tmp_path):
+    computed, found = [], []
+
+    def slowly():
+        computed.append(1)
+        for piece in pieces():
+            time.sleep(0.02)
+            yield piece
+
+    def ask():
+        found.append(store(tmp_path, slowly))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(computed) == 1
+    for rows in found:
+        check(rows)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"config\.cache_dir.*file"):
+        store(tmp_path / "file")
+
+
+def test_a_cache_of_other_rows_is_not_used(tmp_path):
+    store(tmp_path)
+    fewer = Layout(LAYOUT.name, 10, 10, LAYOUT.shapes)
+    assert feature_store.find(tmp_path, KEY, fewer) is None
+
+
+def test_the_manifest_says_what_it_is_for_people(tmp_path):
+    store(tmp_path)
+    manifest = json.loads((tmp_path / feature_store.name_of(KEY) / "manifest.json").read_text())
+    assert manifest["about"] == "the sample"
+    assert manifest["key"] == KEY
+    shutil.rmtree(tmp_path / feature_store.name_of(KEY))
+    check(store(tmp_path))

@@ -1,0 +1,316 @@
+"""Activations of a split by row: in memory, or in memory-mapped safetensors shards on disk.
+
+A cache on disk is one folder: `manifest.json` (what it holds, and bytes and CRC-32 of every file)
+and shards `00000.safetensors` … with the leaves of equally many rows each. It is written under a
+side name and then renamed, so that it is there whole or not at all; what a crash of the disk left
+of it is found by size or checksum, and made again. A lock lets one process write it while others
+wait.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from tl_jax import tensor_files
+from tl_jax.errors import UserError
+from tl_jax.input_pipeline import Indices
+
+SHARD_BYTES = 64 * 2**20
+_MANIFEST, _LABELS = "manifest.json", "labels.safetensors"
+log = logging.getLogger(__name__)
+
+Leaves = Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActivationRows:
+    """Rows {"activations": what a block takes, "label": int32 [b], "index": int32 [b]}.
+
+    View v of example i is row v · len(labels) + i.
+
+    Attributes:
+      name: split and data set, for messages.
+      shards: the leaves of each shard, [rows of a shard, …].
+      structure: of the tree that the leaves make up.
+      labels: int32 [N], by example.
+    """
+
+    name: str
+    shards: Sequence[Leaves]
+    structure: Any
+    labels: np.ndarray
+
+    cheap = True  # see `input_pipeline.Rows`
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, indices: Indices, views: np.ndarray | None = None) -> dict[str, Any]:
+        """See `input_pipeline.Rows`."""
+        index = np.asarray(indices, np.int32)
+        rows = index.astype(np.int64)
+        if views is not None:
+            rows = rows + views.astype(np.int64) * len(self.labels)
+        leaves = [self._take(number, rows) for number in range(len(self.shards[0]))]
+        return {
+            "activations": jax.tree.unflatten(self.structure, leaves),
+            "label": self.labels[index],
+            "index": index,
+        }
+
+    def _take(self, leaf: int, rows: np.ndarray) -> np.ndarray:
+        first = self.shards[0][leaf]
+        if len(self.shards) == 1:
+            return first[rows]
+        taken = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for place, (shard, row) in enumerate(zip(*divmod(rows, len(first)), strict=True)):
+            taken[place] = self.shards[shard][leaf][row]
+        return taken
+
+    def tree(self) -> Any:
+        """All rows: leaves [views · N, …]."""
+        leaves = [
+            parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for parts in zip(*self.shards, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a cache will hold.
+
+    Attributes:
+      name: split and data set, for messages.
+      rows: examples × views.
+      examples: rows of one view.
+      shapes: tree of the activations of a batch: shapes [b, …] with dtype.
+    """
+
+    name: str
+    rows: int
+    examples: int
+    shapes: Any
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        leaves = jax.tree.leaves(self.shapes)
+        return sum(int(np.prod(x.shape[1:], dtype=np.int64)) * x.dtype.itemsize for x in leaves)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows * self.row_bytes
+
+    @property
+    def structure(self) -> Any:
+        """Of the tree of activations."""
+        return jax.tree.structure(self.shapes)
+
+    def empty(self, rows: int) -> list[np.ndarray]:
+        """Leaves for so many rows, to be filled."""
+        return [np.empty((rows, *x.shape[1:]), x.dtype) for x in jax.tree.leaves(self.shapes)]
+
+
+Pieces = Iterable[tuple[Leaves, np.ndarray]]  # leaves and labels of consecutive rows
+
+
+def in_memory(layout: Layout, pieces: Pieces) -> ActivationRows:
+    """The rows in the host's memory."""
+    leaves, labels, done = layout.empty(layout.rows), np.empty(layout.rows, np.int32), 0
+    for parts, found in pieces:
+        for leaf, part in zip(leaves, parts, strict=True):
+            leaf[done : done + len(found)] = part
+        labels[done : done + len(found)] = found
+        done += len(found)
+    assert done == layout.rows
+    return ActivationRows(layout.name, [leaves], layout.structure, labels[: layout.examples])
+
+
+def on_disk(
+    folder: str | os.PathLike[str],
+    key: Mapping[str, Any],
+    layout: Layout,
+    produce: Callable[[], Pieces],
+    limit_bytes: float,
+    about: str,
+) -> ActivationRows:
+    """The rows in a cache on disk; made if it is not there or damaged.
+
+    Args:
+      folder: of all caches.
+      key: everything that the rows depend on, as JSON.
+      layout: what it will hold.
+      produce: gives the rows.
+      limit_bytes: what all caches in the folder may take together.
+      about: what it holds, for people.
+
+    Raises:
+      UserError: it would not fit into the limit, or the folder cannot be used.
+    """
+    root = Path(folder).expanduser()
+    path = root / name_of(key)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root, path.name, about):
+            if (rows := find(root, key, layout)) is not None:
+                return rows
+            shutil.rmtree(path, ignore_errors=True)
+            _check_room(root, layout.nbytes, limit_bytes, about)
+            _write(path, key, layout, produce(), about)
+    except OSError as error:
+        raise UserError(
+            f"config.cache_dir: the cache in {root} cannot be written: {error.strerror or error}. "
+            "Name another folder, or set config.cache=off."
+        ) from error
+    rows = find(root, key, layout)
+    if rows is None:
+        raise UserError(f"config.cache_dir: what was just written to {path} cannot be read back")
+    return rows
+
+
+def name_of(key: Mapping[str, Any]) -> str:
+    """Name of the folder of the cache with this key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def find(
+    folder: str | os.PathLike[str], key: Mapping[str, Any], layout: Layout
+) -> ActivationRows | None:
+    """The rows of a cache that is there and whole, memory-mapped; else None."""
+    path = Path(folder).expanduser() / name_of(key)
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        for name, facts in manifest["files"].items():
+            content = np.memmap(path / name, np.uint8, "r")
+            if content.size != facts["bytes"] or zlib.crc32(content.data) != facts["crc32"]:
+                raise ValueError(f"{name} is not as it was written")
+        names = sorted(manifest["files"].keys() - {_LABELS})
+        shards = []
+        for name in names:
+            tensors = tensor_files.read_safetensors(path / name)
+            shards.append([tensors[str(i)].read() for i in range(len(tensors))])
+        labels = tensor_files.read_safetensors(path / _LABELS)["labels"].read()
+        fits = sum(len(shard[0]) for shard in shards) == layout.rows
+        if not fits or len(labels) != layout.examples:
+            raise ValueError("it holds other rows")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        log.warning("the cache %s is damaged (%s): making it again", path, error)
+        return None
+    os.utime(path)
+    return ActivationRows(layout.name, shards, layout.structure, labels)
+
+
+def _write(path: Path, key: Mapping[str, Any], layout: Layout, pieces: Pieces, about: str) -> None:
+    """Writes the folder under a side name and renames it."""
+    side = _side(path)
+    shutil.rmtree(side, ignore_errors=True)
+    side.mkdir()
+    files: dict[str, dict[str, int]] = {}
+
+    def save(name: str, tensors: dict[str, np.ndarray]) -> None:
+        content = safetensors.numpy.save(tensors)
+        with (side / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        files[name] = {"bytes": len(content), "crc32": zlib.crc32(content)}
+
+    size = max(1, min(SHARD_BYTES // max(layout.row_bytes, 1), layout.rows))
+    shard, filled, labels = layout.empty(size), 0, []
+
+    def flush() -> None:
+        nonlocal filled
+        tensors = {str(i): np.ascontiguousarray(leaf[:filled]) for i, leaf in enumerate(shard)}
+        save(f"{len(files):05d}.safetensors", tensors)
+        filled = 0
+
+    for parts, found in pieces:
+        labels.append(found)
+        done = 0
+        while done < len(found):
+            count = min(size - filled, len(found) - done)
+            for leaf, part in zip(shard, parts, strict=True):
+                leaf[filled : filled + count] = part[done : done + count]
+            filled, done = filled + count, done + count
+            if filled == size:
+                flush()
+    if filled:
+        flush()
+    save(_LABELS, {"labels": np.concatenate(labels)[: layout.examples].astype(np.int32)})
+    manifest = {"about": about, "key": dict(key), "files": files}
+    (side / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    side.rename(path)
+
+
+def _check_room(root: Path, needed: int, limit: float, about: str) -> None:
+    """Refuses what would take the caches beyond their limit, after sweeping what was cut short.
+
+    Raises:
+      UserError: says what there is.
+    """
+    held = {}
+    for path in sorted(root.iterdir()):
+        if path.name.startswith(".") and path.is_dir():
+            with contextlib.suppress(BlockingIOError), _lock(root, path.name[1:-5]):
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            held[path] = sum(file.stat().st_size for file in path.iterdir())
+    if sum(held.values()) + needed <= limit:
+        return
+    lines = [f"{path.name}: {_gb(size)}, {_about(path)}" for path, size in held.items()]
+    raise UserError(
+        f"config.cache_limit_gb: {_gb(limit)}; {about} needs {_gb(needed)}, and {root} holds "
+        f"{_gb(sum(held.values()))} in {len(held)} caches:\n  "
+        + "\n  ".join(lines or ["(none)"])
+        + "\nRemove folders there, raise the limit, or set config.cache=off."
+    )
+
+
+def _about(path: Path) -> str:
+    try:
+        return str(json.loads((path / _MANIFEST).read_bytes())["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "damaged"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _side(path: Path) -> Path:
+    return path.parent / f".{path.name}.part"
+
+
+@contextlib.contextmanager
+def _lock(root: Path, name: str, about: str | None = None) -> Iterator[None]:
+    """A lock that ends with its process, however that ends; waits for it.
+
+    Raises:
+      BlockingIOError: another process holds it, and nothing is said `about` what to wait for.
+    """
+    with (root / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if about is None:
+                raise
+            log.warning("waiting for another process, which computes %s", about)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

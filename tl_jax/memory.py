@@ -1,0 +1,38 @@
+"""How much memory there is, for what may be kept in it."""
+
+import os
+from pathlib import Path
+
+import jax
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def host_available() -> int:
+    """Bytes that this process could still take without swapping, as Linux estimates them.
+
+    A container's limit counts, too. Elsewhere than on Linux: all physical memory.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # none is set, or no such hierarchy
+        return free
+    return max(min(free, limit - used), 0)
+
+
+def device_available() -> int:
+    """Bytes that are free on each local device; those of a CPU share the host's memory."""
+    free = []
+    for device in jax.local_devices():
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return host_available() // jax.local_device_count()
+        free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return min(free)
