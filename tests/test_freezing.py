@@ -67,7 +67,9 @@ def test_top_k(resnet, vit):
     plan = plan_of(vit, strategy="top_k")
     assert trained(plan) == under(vit, "classifier", "vit/layernorm", "vit/encoder/layer_1")
     assert plan.boundary == 2
-    with pytest.raises(UserError, match="nothing matches what lies below the last 5 blocks"):
+    with pytest.raises(
+        UserError, match="k = 5: below the head there are 5 blocks; full trains all"
+    ):
         plan_of(resnet, strategy="top_k", k=5)
 
 

@@ -123,6 +123,17 @@ def test_started_again_it_is_finished(config, trained, capsys):
     assert files(trained) == before
 
 
+def test_a_finished_run_without_its_configuration(fails, config, trained, tmp_path, capsys):
+    """Its hash is in the summary: another configuration is not answered with its results."""
+    path = tmp_path / "copy"
+    shutil.copytree(trained, path)
+    (path / "config.json").unlink()
+    arguments = ["--config", str(config), "--workdir", str(path)]
+    fails("holds a finished run of another", *arguments, "--config.optimizer.learning_rate=0.02")
+    assert main(arguments) == 0
+    assert "finished" in capsys.readouterr().out
+
+
 # What is wrong with the command or the configuration
 
 
@@ -205,7 +216,7 @@ def test_another_configuration_in_the_same_place(fails, config, trained):
     before = files(trained)
     other = ["--config", str(config), "--workdir", str(trained), "--config.freeze.strategy=full"]
     assert main([*other, "--mode", "plan"]) == 0  # shown, but the run keeps its own
-    assert main([*other, "--mode", "eval", "--config.data.splits.test=test[:40]"]) == 0
+    assert main([*other[:4], "--mode", "eval", "--config.data.splits.test=test[:40]"]) == 0
     assert files(trained) == before
     words = ["config.seed: 0 there, 1 here", "--workdir"]
     fails(words, "--config", config, "--workdir", trained, "--config.seed=1")
@@ -441,6 +452,14 @@ def test_a_full_disk(fails, config, tmp_path, monkeypatch):
     assert main(arguments) == 0  # there is space again, and nothing is in the way
 
 
+def test_a_file_that_may_not_grow(fails, config, tmp_path, monkeypatch):
+    def too_large(*_args, **_options):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "somewhere/there")
+
+    monkeypatch.setattr(trainer.Checkpoints, "save", too_large)
+    fails("somewhere/there: a file would become", "--config", config, "--workdir", tmp_path / "run")
+
+
 # Runs that fail
 
 
@@ -465,7 +484,7 @@ def test_devices_that_drift_apart_are_said_last(config, tmp_path, capsys, monkey
 
 def test_a_broken_certificate_is_said_last(config, tmp_path, capsys, monkeypatch):
     real = certificate.certify
-    monkeypatch.setattr(certificate, "certify", lambda *args: {**real(*args), "ok": False})
+    monkeypatch.setattr(certificate, "certify", lambda *a, **o: {**real(*a, **o), "ok": False})
     arguments = ["--config", str(config), "--workdir", str(tmp_path)]
     for _ in range(2):  # nor does it pass when it is started again
         assert main([*arguments, "--config.train.epochs=1"]) == 1
@@ -494,6 +513,20 @@ def test_eval_repeats_the_run_s_figures(trained, config, folder, monkeypatch):
     after = files(trained)
     assert after.keys() == before.keys()
     assert after["summary.json"] == before["summary.json"]
+
+
+def test_eval_refuses_what_it_would_not_do(fails, trained):
+    arguments = ["--mode", "eval", "--workdir", trained]
+    words = "config.head.kind, config.freeze.strategy: without effect in --mode eval"
+    fails(words, *arguments, "--config.head.kind=mlp", "--config.freeze.strategy=full")
+    fails("share 100 examples", *arguments, "--config.data.splits.test=train[:100]")
+
+
+def test_numbers_that_are_not_finite_are_no_prediction(fails, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference.Pretrained, "apply", lambda self, x: np.full((1, 10), np.nan))
+    noise(1).save(tmp_path / "a.png")
+    arguments = ["--mode", "predict", "--workdir", trained, "--images", tmp_path / "a.png"]
+    fails("not finite", *arguments, code=1)
 
 
 @pytest.mark.parametrize("option", ["model.dtype=bfloat16", "model.image_size=20"])

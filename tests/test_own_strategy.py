@@ -1,10 +1,13 @@
 """The strategy of one's own in docs/strategies.md is run as it stands there."""
 
+import importlib
 import pathlib
 import re
+import shutil
+import sys
 
 import pytest
-from command_line import read_json
+from command_line import read_json, write_config
 
 from tl_jax import config_files, job, load_pretrained, recipes
 from tl_jax.errors import UserError
@@ -90,6 +93,69 @@ def test_rules_that_are_no_strategy(registry, network, rules, part):
     config = config_files.resolve({**fields, "freeze": {"strategy": "mine"}})
     with pytest.raises(UserError, match=part):
         job.resolve_plans(config, load_pretrained(network("vit_plain"), 10))
+
+
+MISTAKES = {
+    'Recipe([Phase("a", [train(lambda p: p.frac > 0.5)])])': "'a' fails: AttributeError",
+    'Recipe([Phase("a", ["head"])])': "rules must be made by",
+    'Recipe([("a", [])])': "is no Phase",
+    'Recipe([Phase("a", [train("head")], rate="0.1")])': "rate = '0.1'",
+    'Recipe([Phase("a", [train("head")], rate=-1.0)])': "rate = -1.0",
+    'Recipe([Phase("a", [train("head")], rate=0.0)])': "rate = 0.0",
+    'Recipe([Phase("a", [train("head")])], trunk="randm")': "trunk = 'randm'",
+    'Recipe([Phase("a", [train("head")])], layer_decay=-0.5)': "layer_decay = -0.5",
+    'Recipe([Phase("a", [train("head")])], discriminative=(1,))': "discriminative",
+    'Recipe([Phase("a", [train("head")])], interpolate=(0.0, "x"))': "interpolate",
+    'Recipe([Phase("a", [train("head")])], interpolate=(0.0, 1.0))': "first phase's end",
+    'Recipe([Phase("a", [train("head")])], adapters=Lora(0, 1.0, 0.0, ("mlp",)))': "rank = 0",
+    'Recipe([Phase("a", [train("head")])], adapters=Lora(2, 1.0, 0.0, "mlp"))': "targets = 'mlp'",
+}
+
+
+@pytest.mark.parametrize("body", MISTAKES)
+def test_what_a_strategy_may_get_wrong_is_one_message(registry, network, body):
+    scope = {name: getattr(recipes, name) for name in ("train", "Lora", "Phase", "Recipe")}
+    exec(f"def mine(network):\n    return {body}", scope)
+    recipes.strategy(scope["mine"])
+    fields = {"model": {"pretrained": "a"}, "data": {"source": "tfds:x"}}
+    config = config_files.resolve({**fields, "freeze": {"strategy": "mine"}})
+    with pytest.raises(UserError, match=r"config\.freeze \(mine\)") as caught:
+        job.resolve_plans(config, load_pretrained(network("vit_plain"), 10))
+    assert MISTAKES[body] in str(caught.value)
+
+
+def test_another_definition_is_another_run(registry, network, tmp_path, capsys):
+    """Neither goes on from the other's checkpoint, nor shows the other's results."""
+    code = """
+from my_phases import phases
+from tl_jax import recipes
+
+@recipes.strategy
+def mine(network):
+    return recipes.Recipe(phases())
+"""
+    module = (
+        "from tl_jax.recipes import Group, Phase, train\n\ndef phases():\n"
+        '    return [Phase("a", [train("head"), train("norm", Group("trunk/n", {rate}))])]\n'
+    )
+
+    def start(rate, *arguments):
+        (tmp_path / "my_phases.py").write_text(module.format(rate=rate))  # beside the config file
+        sys.modules.pop("my_phases", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        return main(["--config", str(config), "--workdir", str(tmp_path / "run"), *arguments])
+
+    config = write_config(
+        tmp_path / "mine.py", network("resnet_gray"), **{"freeze.strategy": "mine"}
+    )
+    config.write_text(code + config.read_text())
+    assert start(0.1) == 0
+    assert start(0.1) == 0 and "finished" in capsys.readouterr().out
+    assert start(0.2) == 2 and "another configuration or strategy" in capsys.readouterr().err
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed at its end
+    assert start(0.2) == 2 and "strategy's function" in capsys.readouterr().err
+    assert start(0.1) == 0
 
 
 def test_groups_of_a_head_keep_their_own_values(registry, network):

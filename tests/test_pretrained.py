@@ -133,6 +133,17 @@ def test_wrong_arguments_are_refused(tmp_path):
         load_pretrained(edit(folder, hidden_size="16", num_channels=0))
 
 
+def test_ranges_of_blocks_that_are_none(tmp_path):
+    write("resnet_basic", tmp_path)
+    loaded = load_pretrained(tmp_path)
+    count, images = len(loaded.blocks), jnp.zeros((1, 32, 32, 3))
+    for first, last in [(count, None), (2, 1), (2, 2), (0, count + 1), (-1, None), (0, -count)]:
+        with pytest.raises(UserError, match=rf"first={first}, last={last}: "):
+            loaded.apply(images, first=first, last=last)
+    whole = loaded.apply(images)
+    assert (loaded.apply(loaded.apply(images, last=-1), first=count - 1) == whole).all()
+
+
 def test_another_image_size_interpolates_and_exports_what_was_there(tmp_path):
     folder = write("vit_plain", tmp_path / "source")
     net = load_pretrained(folder, image_size=44)

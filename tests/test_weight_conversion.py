@@ -197,7 +197,7 @@ def test_tensors_that_are_not_finite_are_named(tmp_path, recwarn):
     with pytest.raises(UserError) as caught:
         load(open_checkpoint(str(tmp_path)), 5)
     named = [f"{key} (as float32)" for key in sorted([*kernels, variance])]
-    listing = f"infinite numbers: {', '.join(named[:5])} and {len(named) - 5} more. "
+    listing = f"impossible numbers: {', '.join(named[:5])} and {len(named) - 5} more. "
     assert str(tmp_path) in str(caught.value) and listing in str(caught.value)
     assert not recwarn.list
     # What a new head replaces is not read.
@@ -205,8 +205,19 @@ def test_tensors_that_are_not_finite_are_named(tmp_path, recwarn):
     file = tmp_path / "vit" / "model.safetensors"
     save_file({**load_file(file), "classifier.bias": np.full(5, np.nan, np.float32)}, file)
     load(open_checkpoint(str(tmp_path / "vit")), 3, new_head=True)
-    with pytest.raises(UserError, match=r"infinite numbers: classifier.bias \(as float32\)\. "):
+    with pytest.raises(UserError, match=r"numbers: classifier.bias \(as float32\)\. "):
         load(open_checkpoint(str(tmp_path / "vit")), 5)
+
+
+def test_a_negative_variance_is_named(tmp_path):
+    """Its root would be NaN in one program and cut off in another."""
+    write("resnet_basic", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    variance = "resnet.embedder.embedder.normalization.running_var"
+    tensors[variance][3] = -1e-3
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"{variance} \(negative variances\)"):
+        load(open_checkpoint(str(tmp_path)), 5)
 
 
 def test_a_flipped_zero_is_a_change(tmp_path):

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ def load_config(path: str) -> dict[str, Any]:
         raise UserError(
             f"no config file {path!r}" + (f"; there are {', '.join(known)}" * bool(known))
         )
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)  # for modules that lie beside it
     try:
         fields = runpy.run_path(path)["get_config"]()
         if not isinstance(fields, ConfigDict | Mapping):
@@ -46,6 +49,8 @@ def load_config(path: str) -> dict[str, Any]:
         raise UserError(f"{path} fails: KeyError: {error}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{path} fails: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
 
 
 def resolve(

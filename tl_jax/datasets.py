@@ -40,6 +40,7 @@ class Examples:
       class_names: by label.
       image_shape: (height, width, channels) of all images, None when they have many sizes.
       fingerprint: SHA-256 of what identifies these examples, not of every byte.
+      unreadable: images of the data set that were left out since they cannot be read.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Examples:
     image_shape: tuple[int, int, int] | None
     fingerprint: str
     records: Records = dataclasses.field(repr=False)
+    unreadable: int = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -147,6 +149,7 @@ def open_dataset(
             image_shape=opened.image_shape,
             fingerprint=opened.fingerprint(split),
             records=opened.records(split),
+            unreadable=opened.unreadable,
         )
         for role, split in wanted.items()
     }

@@ -101,7 +101,15 @@ def result(summary: Mapping[str, Any], workdir: Any) -> Table:
     else:
         table.add_row("certificate", "[red]BROKEN: what was to stay frozen moved[/]")
     share = parameters["trainable"] / parameters["total"]
-    table.add_row("trained", f"{parameters['trainable']:,} parameters ({100 * share:.2g} % of all)")
+    percent = f"{100 * share:.2g}" if share < 0.99 else f"{100 * share:.4g}"
+    table.add_row("trained", f"{parameters['trainable']:,} parameters ({percent} % of all)")
+    if len(summary["freeze"]["phases"]) > 1 and "best_phase" in summary["steps"]:
+        steps = summary["steps"]
+        table.add_row(
+            "checkpoint",
+            f"of step {steps['best']} of {steps['trained']}, in the phase {steps['best_phase']}: "
+            "the best by validation, else the last",
+        )
     cost = summary["cost"]
     least = cost["flops_per_step"] / cost["flops_minimum"]
     table.add_row(
@@ -152,13 +160,14 @@ def predictions(name: str, ranked: list[tuple[str, float]]) -> Group:
     return Group(escape(printable(name)), table)
 
 
-def what_next(command: Sequence[str], workdir: Any, strategy: str) -> str:
+def what_next(command: Sequence[str], workdir: Any, strategy: str, own_head: bool = False) -> str:
     """Commands to try after a run.
 
     Args:
       command: the run's own command line without its work directory.
       workdir: of the run.
       strategy: that was used.
+      own_head: whether the head is one that transformers' classifier does not have.
     """
     other = "full" if strategy == "top_k" else "top_k"
     again = [*command, f"--config.freeze.strategy={other}", f"--workdir={workdir}_{other}"]
@@ -169,6 +178,6 @@ def what_next(command: Sequence[str], workdir: Any, strategy: str) -> str:
         f"  {escape(shlex.join(again))}\n"
         "The classifier on images of your own:\n"
         f"  {escape(shlex.join(images))} a.png b.png\n"
-        f"Look at {escape(str(workdir))}/figures; "
-        f"{escape(str(workdir))}/export is the classifier for transformers or the Hub."
+        f"Look at {escape(str(workdir))}/figures; {escape(str(workdir))}/export is the classifier, "
+        + ("whose trunk transformers loads." if own_head else "for transformers or the Hub.")
     )

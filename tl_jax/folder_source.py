@@ -67,7 +67,7 @@ def _open(
         problems += found
     if problems:
         raise UserError(f"folder:{path}: {listed(problems)}.")
-    sizes = _checked(root, files, skip_unreadable, advice)
+    sizes, unreadable = _checked(root, files, skip_unreadable, advice)
     if emptied := [split for split, rows in files.items() if not rows]:
         raise UserError(f"folder:{path}: no image of {', '.join(emptied)} can be read.")
     tables = {split: _folder_table(root, rows) for split, rows in files.items()}
@@ -77,6 +77,7 @@ def _open(
         class_names=class_names,
         image_shape=image_files.common_shape(sizes),
         tables=tables,
+        unreadable=unreadable,
     )
 
 
@@ -148,8 +149,12 @@ def _checked(
     files: dict[str, list[tuple[str, int]]],
     skip_unreadable: bool,
     advice: str,
-) -> list[image_files.Header]:
-    """Headers of all files; unreadable ones are refused, or taken out of `files` in place."""
+) -> tuple[list[image_files.Header], int]:
+    """Headers of all files, and how many are unreadable and were taken out of `files` in place.
+
+    Raises:
+      UserError: some are unreadable, and none is to be left out.
+    """
     sizes: list[image_files.Header] = []
     unreadable: list[str] = []
     for rows in files.values():
@@ -170,7 +175,7 @@ def _checked(
     if unreadable:
         names = printable(listed(unreadable))
         log.warning("%d unreadable images left out: %s", len(unreadable), names)
-    return sizes
+    return sizes, len(unreadable)
 
 
 def _folder_table(root: pathlib.Path, rows: list[tuple[str, int]]) -> Table:

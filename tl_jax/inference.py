@@ -18,7 +18,7 @@ from tl_jax import (
     results,
 )
 from tl_jax.config import Config, Model
-from tl_jax.errors import UserError
+from tl_jax.errors import RunFailed, UserError
 from tl_jax.parallel import DataParallel
 from tl_jax.pretrained import Pretrained, load_pretrained
 from tl_jax.workdir import WorkDir
@@ -47,6 +47,8 @@ def predict(path: str, images: Sequence[str]) -> list[list[tuple[str, float]]]:
         raise UserError("cannot read these images:\n  " + "\n  ".join(problems))
     ready = classifier.preprocessing.after_host().device(jnp.asarray(np.stack(pixels)))
     probabilities = np.asarray(jax.nn.softmax(classifier.apply(ready)))
+    if not np.isfinite(probabilities).all():
+        raise RunFailed(f"the classifier in {path} gives numbers that are not finite")
     answers = []
     for name, row in zip(images, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:TOP]
@@ -71,7 +73,11 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
     splits = {"validation": config.data.splits.validation, "test": config.data.splits.test}
     if not any(splits.values()):
         raise UserError("config.data.splits names neither a validation nor a test split")
+    workdir = WorkDir(path)
+    if (workdir.path / "export").exists():  # what it was trained on says nothing about it
+        splits["train"] = config.data.splits.train
     examples = job.open_examples(config, splits)
+    examples.pop("train", None)
     names = next(iter(examples.values())).class_names
     if names != classifier.class_names:
         raise UserError(
@@ -99,7 +105,6 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
         compiled = devices.compile(step, arguments=1, donate=False)
         evaluations[split] = evaluation.evaluate(compiled, variables, map(devices.shard, batches))
         display.console.print(display.evaluation_table(split, evaluations[split], names))
-    workdir = WorkDir(path)
     own = (workdir.path / "export").exists() and not workdir.differences(config)
     if parallel.is_first() and own:
         results.write_evaluations(workdir, names, examples, evaluations)
@@ -123,7 +128,12 @@ def load_trained(path: str, model: Model | None = None) -> Pretrained:
     if exported.exists():
         if model is None and content is not None:
             model = config_files.resolve(content, recorded=True).model
-        return _load(str(exported), model or Model())
+        try:
+            return _load(str(exported), model or Model())
+        except UserError as error:
+            raise UserError(
+                f"{error}\nTo have it written anew, remove {exported} and start the run again."
+            ) from error
     if content is None:
         raise UserError(f"{path} is neither a work directory nor an exported folder")
     if "model_type" not in content:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -86,6 +87,17 @@ class Job:
     def learning_rate(self, step: int) -> float:
         """The configuration's learning rate at step `step` (from 1 on), before any multiplier."""
         return float(self.stage_at(step).schedule(step - 1))
+
+    @property
+    def plan_sha256(self) -> str:
+        """SHA-256 of the resolved strategy: what trains in each step, how fast and until when."""
+        recipe = self.recipe
+        phases = [
+            [sorted(stage.plan.groups.items()), stage.config, stage.clip_norm, stage.last]
+            for stage in self.stages
+        ]
+        whole = [phases, recipe.trunk, recipe.one_schedule, recipe.adapters, recipe.interpolate]
+        return hashlib.sha256(repr(whole).encode()).hexdigest()
 
     def describe_plan(self) -> dict[str, Any]:
         """The content of `plan.json`: of all phases together, of each, and what would run."""

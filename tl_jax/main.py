@@ -18,6 +18,15 @@ from tl_jax import config_files
 from tl_jax.config import Config
 from tl_jax.errors import NOT_UTF8, RunFailed, UserError, is_text, printable, printable_lines
 
+# Fields that mean something to --mode eval.
+_EVALUATION = (
+    "data.",
+    "model.dtype",
+    "model.precision",
+    "model.image_size",
+    "parallel",
+    "logging.",
+)
 MODES = ("train", "plan", "eval", "predict")
 _DISK_ERRORS = {
     errno.EACCES: "no permission",
@@ -27,6 +36,14 @@ _DISK_ERRORS = {
     errno.EDQUOT: "the quota is used up",
     errno.ENOTDIR: "a part of the path is a file, not a directory",
     errno.EEXIST: "a file is in the way",
+    errno.EFBIG: "a file would become larger than is allowed here",
+    errno.EIO: "the disk fails to read or write",
+    errno.ESTALE: "the network file system has lost the file",
+    errno.EMFILE: "this process has too many files open (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENAMETOOLONG: "the path is too long",
+    errno.ELOOP: "too many symbolic links",
+    errno.ETIMEDOUT: "the file system does not answer",
     errno.EISDIR: "a directory is in the way",
 }
 
@@ -81,6 +98,12 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     config = _config(flags, overrides)
     _start_jax(config.logging.compilation_cache)
     if flags.mode == "eval":
+        idle = [name for name, _ in overrides if not name.startswith(_EVALUATION)]
+        if idle:
+            raise UserError(
+                f"config.{', config.'.join(idle)}: without effect in --mode eval, which takes the "
+                "network as it was trained"
+            )
         from tl_jax import inference
 
         inference.evaluate(config, flags.workdir)
@@ -105,9 +128,13 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         display.console.print(display.side_by_side(summary, other))
     command = ["python", "run.py", f"--config={flags.config}"]
     command += [
-        f"--config.{name}={value}" for name, value in overrides if not name.startswith("freeze.")
+        f"--config.{name}={value}"
+        for name, value in overrides
+        if not name.startswith("freeze.")
+        or (name, value) in (("freeze.batch_norm", "batch"), ("freeze.batch_norm", "reestimate"))
     ]
-    hints = display.what_next(command, flags.workdir, config.freeze.strategy)
+    own_head = summary["model"]["head"] is not None
+    hints = display.what_next(command, flags.workdir, config.freeze.strategy, own_head)
     display.console.print(hints, soft_wrap=True)
 
 

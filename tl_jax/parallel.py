@@ -35,8 +35,8 @@ def start() -> None:
             )
         except (KeyError, ValueError) as error:
             raise UserError(
-                "JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
-                f"numbers beside it ({type(error).__name__}: {error})"
+                "JAX_COORDINATOR_ADDRESS is set: beside it JAX_NUM_PROCESSES must be a number and "
+                f"JAX_PROCESS_ID one from 0 to below it ({type(error).__name__}: {error})"
             ) from error
     elif any(
         int(os.environ.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")

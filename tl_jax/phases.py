@@ -62,7 +62,9 @@ def stages_of(
             f"config.freeze.phases: one schedule spans all phases of {config.freeze.strategy}: "
             f"set config.optimizer.{spanned[0]} instead"
         )
-    ends = _ends(config, [phase.pop("epochs", None) for phase in fields], plans, steps_per_epoch)
+    usual = [phase.epochs if config.freeze.phases is None else None for phase in recipe.phases]
+    epochs = [phase.pop("epochs", e) for phase, e in zip(fields, usual, strict=True)]
+    ends = _ends(config, epochs, plans, steps_per_epoch)
     total = ends[-1]
     stages = []
     for number, (plan, own, first, last) in enumerate(

@@ -98,8 +98,13 @@ class Pretrained:
         """Runs blocks[first:last]; by default images float [N, H, W, C] → float32 logits [N, K].
 
         Raises:
-          UserError: the images do not fit, or the checkpoint has no head to run.
+          UserError: the images do not fit, there is no head to run, or there are no such blocks.
         """
+        count = len(self.blocks)
+        if not 0 <= first < count or not -count < (count if last is None else last) <= count:
+            raise UserError(f"first={first}, last={last}: the blocks are 0 to {count - 1}")
+        if not range(count)[first:last]:
+            raise UserError(f"first={first}, last={last}: there is no block between them")
         return _apply(self.module, self.variables, images, first, last)
 
     def features(self, images: Any) -> jax.Array:

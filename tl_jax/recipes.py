@@ -150,12 +150,14 @@ class Phase:
       rules: the first that matches a parameter decides; what none matches stays frozen.
       rate: multiplies the configuration's learning rate.
       total: whether a parameter that no rule matches is an error.
+      epochs: its length, where `freeze.phases` says nothing; None: its share of what is left.
     """
 
     name: str
     rules: Sequence[Rule]
     rate: float = 1.0
     total: bool = False
+    epochs: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +231,11 @@ def strategy(function: Callable[..., Recipe]) -> Callable[..., Recipe]:
             raise ValueError(f"{name}: the option {parameter.name!r} needs a default")
     STRATEGIES[name] = function
     return function
+
+
+def is_own(name: str) -> bool:
+    """Whether a strategy is a user's, whose function may change between starts."""
+    return not STRATEGIES[name].__module__.startswith("tl_jax.")
 
 
 _TAKEN = {field.name for field in dataclasses.fields(Freeze)}

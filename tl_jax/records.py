@@ -54,6 +54,10 @@ class Source(Protocol):
     def image_shape(self) -> tuple[int, int, int] | None:
         """(height, width, channels) of all images, None when they have many sizes."""
 
+    @property
+    def unreadable(self) -> int:
+        """Number of images that were left out since they cannot be read."""
+
     def sections(self, split: str) -> list[Section]:
         """What a split specification selects; ValueError where it is wrong."""
 

@@ -31,6 +31,7 @@ def facts(job: Job, plan: Mapping[str, Any], certificate: Mapping[str, Any]) -> 
         "model": {
             **trunk(job),
             "family": job.pretrained.family.model_type,
+            "head": job.pretrained.own_head,
             "parameters": optimizer.leaf_totals(plan["leaves"]),
         },
         "freeze": {
@@ -39,6 +40,10 @@ def facts(job: Job, plan: Mapping[str, Any], certificate: Mapping[str, Any]) -> 
             "boundary": job.plan.boundary,
             "boundary_block": job.plan.blocks[job.plan.boundary],
             "batch_norm": job.plan.batch_norm,
+            "statistics": {
+                "moving": len(job.plan.statistics),
+                "frozen": len(job.plan.frozen_statistics),
+            },
             "phases": [
                 {name: phase[name] for name in ("name", "first_step", "last_step", "boundary")}
                 for phase in plan["phases"]
@@ -61,8 +66,10 @@ def identity(job: Job) -> dict[str, Any]:
             "classes": len(job.class_names),
             "examples": {role: len(split) for role, split in job.examples.items()},
             "fingerprint": {role: split.fingerprint for role, split in job.examples.items()},
+            "left_out_unreadable": job.examples["train"].unreadable,
         },
         "config_hash": config_lib.config_hash(job.config),
+        "plan_sha256": job.plan_sha256,
     }
 
 

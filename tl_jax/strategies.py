@@ -82,6 +82,9 @@ def full(network: Network) -> Recipe:
 @strategy
 def top_k(network: Network, *, k: Count = 1) -> Recipe:
     """The last k blocks, the final norm and the head train (Yosinski et al., arXiv:1411.1792)."""
+    most = max(p.depth for p in network.parameters)
+    if k > most:
+        raise ValueError(f"k = {k}: below the head there are {most + 1} blocks; full trains all")
     upper = train(lambda p: p.depth < k, text=f"the last {k} blocks and the final norm")
     below = freeze(lambda p: p.depth >= k, text=f"what lies below the last {k} blocks")
     return Recipe([Phase("top_k", [train("head", HEAD), upper, below])])
@@ -123,24 +126,33 @@ def lp_ft(network: Network, *, rate: Positive = 0.1) -> Recipe:
 
 
 @strategy
-def gradual_unfreezing(network: Network, *, groups: Count = 4) -> Recipe:
+def gradual_unfreezing(
+    network: Network, *, groups: Count = 4, every: Annotated[float | None, {"above": 0.0}] = None
+) -> Recipe:
     """One group of blocks more in each phase, from the top (ULMFiT, arXiv:1801.06146).
 
     The trunk's blocks are cut into `groups` runs whose lengths differ by one at most, the top one
     with the final norm; the first phase trains the head alone. One schedule spans all phases, and
-    the optimizer's moments survive a change of phase. `freeze.phases` sets the phases' epochs.
+    the optimizer's moments survive a change of phase.
+
+    Args:
+      network: any.
+      groups: of blocks.
+      every: epochs after which the next group begins to train, the last phase taking what is left;
+        None divides the training evenly (and `freeze.phases` sets each phase's epochs).
     """
     depths = sorted({p.depth for p in network.parameters if p.depth >= 0})
     groups = min(groups, len(depths))
     edges = [len(depths) * number // groups for number in range(groups + 1)]
     rules = [train("head", HEAD)]
-    phases = [Phase("head", list(rules))]
+    phases = [Phase("head", list(rules), epochs=every)]
     for number, (low, high) in enumerate(itertools.pairwise(edges), start=1):
         above = depths[low] if low else -1
         below = depths[high - 1]
         text = f"group {number} of {groups} from the top"
         rules.append(train(_between(above, below), Group(f"trunk/{number}"), text=text))
-        phases.append(Phase(f"top {number} of {groups}", list(rules)))
+        epochs = every if number < groups else None
+        phases.append(Phase(f"top {number} of {groups}", list(rules), epochs=epochs))
     return Recipe(phases, one_schedule=True)
 
 
@@ -273,12 +285,14 @@ def l2_sp(
 
     The objective has α/2 ‖w − w⁰‖² more over the trunk and β/2 ‖w‖² over the head; with
     `decoupled` each step shrinks w − w⁰ by the rate times α beside the gradient, as AdamW does.
-    The configuration's own weight decay is left out.
+    The configuration's own weight decay is left out, and gradients are clipped before the penalty
+    is added, as before weight decay.
     """
     head = dataclasses.replace(HEAD, weight_decay=beta, decoupled=decoupled)
     trunk = dataclasses.replace(TRUNK, weight_decay=0.0, pull=alpha, decoupled=decoupled)
     rules = [train("head", head), train(lambda p: True, trunk, text="the trunk")]
-    return Recipe([Phase("l2_sp", rules)])
+    note = "l2_sp: config.optimizer.weight_decay is left out; alpha and beta stand in its place"
+    return Recipe([Phase("l2_sp", [*rules, *_note(note)])])
 
 
 @strategy

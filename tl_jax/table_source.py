@@ -68,6 +68,7 @@ class TableSource:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
     tables: Mapping[str, Table]
+    unreadable: int = 0
 
     @property
     def split_sizes(self) -> dict[str, int]:

@@ -23,6 +23,8 @@ class TfdsSource:
       image_shape: (height, width, channels) where the image feature fixes them, else None.
     """
 
+    unreadable = 0  # none is left out
+
     def __init__(
         self, name: str, data_dir: str | None, image_column: str | None, label_column: str | None
     ):
@@ -162,7 +164,8 @@ def _find(name: str, data_dir: str | None) -> Any | None:
     except Exception as error:  # a bad name, damaged metadata, a file system that is not there
         raise UserError(
             f"tfds:{name} in {data_dir or 'the default folder'} cannot be opened: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}. If its files are damaged, delete them and prepare "
+            "the data set again."
         ) from error
     found = builder.info.file_format
     if found is None or found.value != "array_record":

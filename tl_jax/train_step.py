@@ -160,7 +160,8 @@ def make_train_step(
     Returns:
       `step(state, frozen, batch)` → (state, metrics). batch: label int32 [N], index int32 [N], and
       what `preprocess` takes. metrics: float32 [] each, the mean over the global batch; "objective"
-      is what is differentiated, "loss" the cross-entropy without label smoothing.
+      is what is differentiated (penalties on weights are the optimizer's), "loss" the cross-entropy
+      without label smoothing.
     """
 
     def mean_over_devices(tree):

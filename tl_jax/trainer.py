@@ -21,6 +21,7 @@ from tl_jax import (
     parallel,
     param_tree,
     plan_display,
+    recipes,
     results,
     stages,
 )
@@ -77,6 +78,7 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     workdir.claim(config)
     finished = workdir.read_json("summary.json")
     if finished and (workdir.path / "export").exists():
+        _check_finished(config, finished, workdir)
         display.console.print(f"{workdir.path} holds this run, finished:")
         return _judged(finished)
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
@@ -127,12 +129,16 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     before = certificate.fingerprint(job.plan, job.pretrained.variables)
     whole = certificate.certify(job.plan, before, variables)
     whole["ok"] = whole["ok"] and all(proof["ok"] for proof in proofs)
-    if len(proofs) > 1:
+    if len(proofs) > 1 or config.freeze.batch_norm == "reestimate":
         whole["phases"] = proofs
     summary = {
         **results.facts(job, description, whole),
         "metrics": {split: found.summary() for split, found in evaluations.items()},
-        "steps": {"trained": job.total_steps, "best": best},
+        "steps": {
+            "trained": job.total_steps,
+            "best": best,
+            "best_phase": job.stage_at(best).plan.phase,
+        },
         **path,
         "cost": {**cost, **meter.timing},
         "cache": [choice.describe() for choice in choices],
@@ -164,7 +170,7 @@ def _fit(
         if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "before":
             start = _reestimate(job, devices, start)
         state, frozen = stages.begin(job, start)
-        position["before"] = certificate.fingerprint(job.stages[0].plan, start)
+        position["before"] = certificate.fingerprint(job.stages[0].plan, start, steps=True)
     else:
         state, frozen, position = _restore(job, checkpoints, checkpoints.last)
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
@@ -188,7 +194,8 @@ def _fit(
             stage, before = job.stages[number], position["before"]
             if number > position["phase"]:
                 state, frozen = stages.follow(job, number, state, frozen, start["params"])
-                before = certificate.fingerprint(stage.plan, _variables(state, frozen))
+                whole = _variables(state, frozen)
+                before = certificate.fingerprint(stage.plan, whole, steps=True)
             state, frozen = devices.replicate((state, frozen))
             runner = None
             if step < stage.last:
@@ -235,7 +242,8 @@ def _fit(
                     }
                     keep = stages.kept(job, number, state, frozen)
                     meter.aside(checkpoints.save, step, keep, kept, accuracy)
-            proof = certificate.certify(stage.plan, before, _variables(state, frozen))
+            whole = _variables(state, frozen)
+            proof = certificate.certify(stage.plan, before, whole, steps=True)
             proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
     checkpoints.wait()
     return log, meter, proofs
@@ -335,10 +343,25 @@ def _check_same_run(now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
         different.append("the data")
     if then["config_hash"] != now["config_hash"]:
         different.append("the configuration")
+    elif then["plan_sha256"] != now["plan_sha256"]:
+        different.append("what the strategy's function makes of the same configuration")
     if different:
         raise UserError(
             f"not as this run was started with, by the hashes in {checkpoints.folder}: "
             f"{', '.join(different)}. Bring them back, or give another --workdir."
+        )
+
+
+def _check_finished(config: Config, finished: Mapping[str, Any], workdir: WorkDir) -> None:
+    """A finished run is this one where its hashes are; its config.json, if any, was compared."""
+    lost = workdir.read_json("config.json") is None
+    different = lost and finished.get("config_hash") != config_lib.config_hash(config)
+    if not different and recipes.is_own(config.freeze.strategy):
+        different = finished.get("plan_sha256") != job_lib.prepare(config).plan_sha256
+    if different:
+        raise UserError(
+            f"{workdir.path} holds a finished run of another configuration or strategy, by the "
+            "hashes in its summary.json: give another --workdir"
         )
 
 

@@ -115,13 +115,16 @@ def load(
             leaf = _leaf(checkpoint, key, path, dtype)
             if not np.isfinite(leaf).all():
                 broken.append(f"{key} (as {leaf.dtype})")
+            elif path.startswith("batch_stats/") and path.endswith("/var") and (leaf < 0).any():
+                broken.append(f"{key} (negative variances)")
             leaves[path] = jax.device_put(leaf)
         else:
             leaves[path] = jnp.zeros(shape.shape, jnp.float32)
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise UserError(
-            f"{checkpoint.source}: tensors in {checkpoint.folder} hold NaN or infinite numbers: "
+            f"{checkpoint.source}: tensors in {checkpoint.folder} hold NaN, infinite or impossible "
+            "numbers: "
             f"{', '.join(sorted(broken)[:NAMED])}{more}. Use weights that are sound."
         )
     return param_tree.unflatten(leaves), conversion
