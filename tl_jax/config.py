@@ -111,6 +111,25 @@ class Freeze:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grid:
+    """Values of which every combination trains a head; None leaves the configuration's own."""
+
+    learning_rate: tuple | None = None
+    weight_decay: tuple | None = None
+    seed: tuple | None = None
+    input: tuple | None = None  # of head.input
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a linear probe's features are used for besides."""
+
+    grid: Grid = Grid()  # all heads train as one program; the best by validation is then the run's
+    # "logistic_regression" (L-BFGS) and "nearest_neighbours" on the same features.
+    baselines: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Logging:
     """What is written down while training."""
 
@@ -129,6 +148,7 @@ class Config:
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     freeze: Freeze = Freeze()
+    probe: Probe = Probe()
     logging: Logging = Logging()
     parallel: str = _option("pmap", choices=("pmap", "shard_map"))
     # Where what the frozen prefix yields is kept; "auto" weighs memory and cost, and says so.

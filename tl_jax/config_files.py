@@ -14,7 +14,7 @@ import runpy
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,8 +225,36 @@ def _check_whole(config: Config) -> list[str]:
             f"config.head.hidden: {config.head.hidden} is the width of an MLP, and head.kind is "
             f"{config.head.kind!r}"
         )
+    problems += _probe_problems(config)
     for problem in _duration_problems(config.optimizer.warmup):
         problems.append(f"config.optimizer.warmup: {problem}")
+    return problems
+
+
+_GRID_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (lambda x: _is_real(x) and x > 0, "numbers above 0"),
+    "weight_decay": (lambda x: _is_real(x) and x >= 0, "numbers from 0"),
+    "seed": (lambda x: type(x) is int and 0 <= x < 2**31, "whole numbers from 0"),
+    "input": (lambda x: x in ("default", "pooled", "cls", "cls+mean"), "words of head.input"),
+}
+_BASELINES = ("logistic_regression", "nearest_neighbours")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _probe_problems(config: Config) -> list[str]:
+    problems = []
+    for name, (fits, what) in _GRID_VALUES.items():
+        values = getattr(config.probe.grid, name)
+        if values is None:
+            continue
+        if not values or not all(map(fits, values)) or len(set(values)) < len(values):
+            problems.append(f"config.probe.grid.{name}: {values!r} are no different {what}")
+    for name in config.probe.baselines:
+        if name not in _BASELINES:
+            problems.append(f"config.probe.baselines: {name!r} is none of {', '.join(_BASELINES)}")
     return problems
 
 

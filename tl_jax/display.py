@@ -136,6 +136,42 @@ def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) 
     return Group(title, table)  # a table's own title wraps at the table's width
 
 
+def grid_table(searched: Mapping[str, Any], most: int = 5) -> Group:
+    """The best heads of a grid."""
+    found = [row for row in searched["settings"] if row["validation"] is not None]
+    ranked = sorted(
+        found, key=lambda row: (-row["validation"]["accuracy"], row["validation"]["loss"])
+    )
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    names = list(searched["chosen"])
+    for name in (*names, "validation accuracy", "epoch"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in ranked[:most]:
+        figures = row["validation"]
+        cells = [
+            f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names
+        ]
+        table.add_row(*cells, f"{figures['accuracy']:.4f}", str(figures["epoch"]))
+    lost = len(searched["settings"]) - len(found)
+    text = f"{len(searched['settings'])} heads, the best {min(most, len(found))} by validation"
+    return Group(text + (f"; {lost} did not stay finite" if lost else ""), table)
+
+
+def baselines_table(found: Mapping[str, Any]) -> Group:
+    """What the features are worth by other means."""
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("on the same features")
+    table.add_column("test accuracy (95 % interval)")
+    table.add_column("chosen by validation")
+    for name, row in found.items():
+        low, high = row["test_accuracy_ci95"]
+        setting = f"k = {row['neighbours']}" if "neighbours" in row else f"λ = {row['penalty']:g}"
+        table.add_row(
+            name.replace("_", " "), f"{row['test_accuracy']:.4f} [{low:.4f}, {high:.4f}]", setting
+        )
+    return Group("Baselines", table)
+
+
 def side_by_side(ours: Mapping[str, Any], control: Mapping[str, Any]) -> Table:
     """What transfer bought: the run beside its control."""
     table = Table(

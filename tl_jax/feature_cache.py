@@ -8,7 +8,7 @@ batches and the dtype of the training, and the steps begin at the boundary.
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -30,7 +30,7 @@ from tl_jax.train_step import Frozen
 KINDS = ("off", "device", "host", "disk")
 # What "auto" takes at most, and what it must save at least of all computation to be worth it.
 DEVICE_SHARE, HOST_SHARE, LEAST_SAVED = 0.25, 0.5, 0.05
-_SPLITS = ("train", "validation")  # "test" is looked at once
+SPLITS = ("train", "validation")  # "test" is looked at once
 
 Track = Callable[[Pieces, Layout], Pieces]
 
@@ -84,8 +84,16 @@ class Inputs:
     seconds: float
 
 
-def choose(job: Job, stage: Stage) -> Choice:
+def choose(
+    job: Job, stage: Stage, *, needed: bool = False, splits: Sequence[str] = SPLITS
+) -> Choice:
     """Where the rows of a phase shall be kept: as the configuration says, or as pays.
+
+    Args:
+      job: whose phase it is.
+      stage: the phase.
+      needed: whether "auto" shall keep activations whether that pays or not.
+      splits: of which activations are kept.
 
     Raises:
       UserError: what the configuration asks for cannot be.
@@ -99,7 +107,7 @@ def choose(job: Job, stage: Stage) -> Choice:
     if obstacle or not plan.boundary:
         obstacle = obstacle or f"{plan.blocks[0]} trains, so that nothing is frozen below it"
         return _images(job, stage, obstacle)
-    layouts = _activations(job, plan)
+    layouts = _activations(job, plan, splits)
     nbytes = sum(layout.nbytes for layout in layouts.values())
     at = f"{_rows_text(layouts)} at {plan.blocks[plan.boundary]}, {_size(nbytes)}"
     if wanted != "auto":
@@ -107,7 +115,7 @@ def choose(job: Job, stage: Stage) -> Choice:
     epochs, views = (stage.last - stage.first) / job.steps_per_epoch, job.config.data.views or 1
     share = _prefix_share(job, plan)
     saved = share * (1 - views / epochs) if epochs > views else 0.0
-    if saved < LEAST_SAVED:
+    if saved < LEAST_SAVED and not needed:
         why = f"{share:.0%} of a step's computation lies below {plan.blocks[plan.boundary]}"
         why += f", and {views} of {epochs:g} epochs would run it all the same"
         return _images(job, stage, why)
@@ -141,29 +149,36 @@ def fill(
       UserError: an image cannot be read, or there is no room for the cache.
     """
     started = time.perf_counter()
-    roles = [role for role in _SPLITS if role in job.examples]
+    roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
     if choice.first:
         run = _compile_prefix(job, stage.plan, devices)
         for role, layout in choice.layouts.items():
 
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
-                views = job.config.data.views if role == "train" else None
-                return track(_run(job, run, devices, frozen, role, layout, views), layout)
+                return track(_run(job, run, devices, frozen, role, layout), layout)
 
             if choice.kind == "disk":
                 rows[role] = _shared(job, stage.plan, frozen, role, layout, produce)
             else:
                 rows[role] = feature_store.in_memory(layout, produce())
     resident = None
+    if choice.kind == "device" and not choice.first:
+        resident = devices.replicate(_read_images(job, rows["train"]))
+    inputs = Inputs(choice, rows, resident, 0.0)
     if choice.kind == "device":
-        train = rows["train"]
-        if isinstance(train, feature_store.ActivationRows):
-            kept = {"activations": train.tree(), "label": train.labels}
-        else:
-            kept = _read_images(job, train)
-        resident = devices.replicate(kept)
-    return Inputs(choice, rows, resident, time.perf_counter() - started)
+        inputs = on_devices(inputs, devices)
+    return dataclasses.replace(inputs, seconds=time.perf_counter() - started)
+
+
+def on_devices(inputs: Inputs, devices: DataParallel) -> Inputs:
+    """The same with the training split's activations on every device."""
+    if inputs.resident is not None:
+        return inputs
+    train = inputs.rows["train"]
+    assert isinstance(train, feature_store.ActivationRows)
+    kept = devices.replicate({"activations": train.tree(), "label": train.labels})
+    return dataclasses.replace(inputs, resident=kept)
 
 
 def _obstacle(job: Job, plan: Plan) -> str | None:
@@ -200,7 +215,7 @@ def _images(job: Job, stage: Stage, obstacle: str) -> Choice:
     return Choice("device", 0, {"train": layout}, text)
 
 
-def _activations(job: Job, plan: Plan) -> dict[str, Layout]:
+def _activations(job: Job, plan: Plan, splits: Sequence[str]) -> dict[str, Layout]:
     """What activations at the boundary take, by split."""
     height, width = job.pretrained.preprocessing.output_size
     shape = (1, height, width, job.pretrained.preprocessing.channels)
@@ -212,7 +227,7 @@ def _activations(job: Job, plan: Plan) -> dict[str, Layout]:
         images,
     )
     layouts = {}
-    for role in _SPLITS:
+    for role in splits:
         if role in job.examples:
             count = len(job.examples[role])
             views = (job.config.data.views or 1) if role == "train" else 1
@@ -255,7 +270,6 @@ def _run(
     frozen: Frozen,
     role: str,
     layout: Layout,
-    views: int | None,
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
     """Activations and labels of a split, batch by batch, view by view, one behind the device."""
 
@@ -264,6 +278,7 @@ def _run(
         return [leaf[:count] for leaf in jax.tree.leaves(activations)], labels[:count]
 
     size = job.config.data.batch_size
+    views = job.config.data.views if role == "train" else None
     for view in [None] if views is None else range(views):
         batches = input_pipeline.evaluation_batches(
             job.rows(role),

@@ -130,7 +130,7 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     command += [
         f"--config.{name}={value}"
         for name, value in overrides
-        if not name.startswith("freeze.")
+        if not name.startswith(("freeze.", "probe."))
         or (name, value) in (("freeze.batch_norm", "batch"), ("freeze.batch_norm", "reestimate"))
     ]
     own_head = summary["model"]["head"] is not None
@@ -142,7 +142,10 @@ def _control(config: Config) -> Config:
     """The same run with another strategy, of default options, and no control."""
     assert config.control is not None
     other = config_files.with_strategy(config, config.control)
-    return dataclasses.replace(other, control=None)
+    grid = dataclasses.replace(config.probe.grid, seed=None)  # which a random trunk depends on
+    return dataclasses.replace(
+        other, control=None, probe=dataclasses.replace(config.probe, grid=grid)
+    )
 
 
 def _config(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:

@@ -140,7 +140,7 @@ def _rule(options: Optimizer, schedule: optax.Schedule, group: Group):
     decay = options.weight_decay if group.weight_decay is None else group.weight_decay
     own = group.weight_decay is not None  # a strategy's decay is of every parameter in the group
     pulls = []
-    if decay:
+    if isinstance(decay, jax.core.Tracer) or decay:  # of many heads at once it is an array
         pulls.append(optax.add_decayed_weights(decay, mask=None if own else _kernels))
     if group.pull:
         pulls.append(_pull_toward_start(group.pull))

@@ -14,6 +14,7 @@ from tl_jax import (
     certificate,
     display,
     evaluation,
+    feature_baselines,
     feature_cache,
     figures,
     input_pipeline,
@@ -21,6 +22,7 @@ from tl_jax import (
     parallel,
     param_tree,
     plan_display,
+    probe,
     recipes,
     results,
     stages,
@@ -88,12 +90,15 @@ def train(config: Config, path: Any) -> dict[str, Any]:
 
 
 def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
+    asked, devices = config, DataParallel(config.parallel)
+    found, features = _probe(config, workdir, devices) if probe.wanted(config) else ({}, None)
+    if "chosen" in found:
+        config = probe.with_setting(config, found["chosen"])
     job = job_lib.prepare(config)
     description = job.describe_plan()
     display.console.print(plan_display.plan_table(description))
     choices = [feature_cache.choose(job, stage) for stage in job.stages]
     cost = step_cost(job)
-    devices = DataParallel(config.parallel)
 
     @functools.cache
     def eval_step(first: int, boundary: int) -> Callable:
@@ -119,8 +124,10 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
         _check_same_run(results.identity(job), checkpoints)
         if parallel.is_first():
             workdir.write_json("plan.json", description)
-            workdir.write_json("config.json", config_lib.to_dict(config))
-        log, meter, proofs = _fit(job, workdir, checkpoints, devices, choices, evaluate, started)
+            workdir.write_json("config.json", config_lib.to_dict(asked))
+        log, meter, proofs = _fit(
+            job, workdir, checkpoints, devices, choices, evaluate, started, features
+        )
         best, variables, path = _choose(job, checkpoints, evaluate_split)
     if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "after":
         variables = _reestimate(job, devices, variables)
@@ -142,7 +149,10 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
         **path,
         "cost": {**cost, **meter.timing},
         "cache": [choice.describe() for choice in choices],
+        "config_hash": config_lib.config_hash(asked),
     }
+    if found:
+        summary["probe"] = found
     if parallel.is_first():
         merged = stages.host(lora.merge(job.plan.adapters, variables))
         trained = dataclasses.replace(job.pretrained, variables=merged)
@@ -158,6 +168,7 @@ def _fit(
     choices: Sequence[Choice],
     evaluate: Callable[[Any, Rows, int, Plan], Evaluation],
     started: float,
+    features: Inputs | None,
 ) -> tuple[MetricsLog, Meter, list[dict[str, Any]]]:
     """Trains to the last step, phase by phase, from the newest checkpoint if there is one.
 
@@ -199,7 +210,9 @@ def _fit(
             state, frozen = devices.replicate((state, frozen))
             runner = None
             if step < stage.last:
-                inputs = meter.aside(_fill, job, stage, choices[number], devices, frozen, bar)
+                inputs = features or meter.aside(
+                    _fill, job, stage, choices[number], devices, frozen, bar
+                )
                 meter.filled(inputs.seconds)
                 runner = Runner(job, stage, devices, inputs, meter, place)
             while runner and step < stage.last:
@@ -247,6 +260,43 @@ def _fit(
             proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
     checkpoints.wait()
     return log, meter, proofs
+
+
+def _probe(
+    config: Config, workdir: WorkDir, devices: DataParallel
+) -> tuple[dict[str, Any], Inputs | None]:
+    """What a probe's features tell: of a grid of heads the best one, and baselines.
+
+    Returns:
+      The content of `probe.json`, and the features of the head that is to be trained; None where
+      the file was there.
+    """
+    if (found := workdir.read_json("probe.json")) is not None:
+        return found, None
+    job = job_lib.prepare(probe.widened(config))
+    probe.check(job)
+    stage, baselines = job.stages[0], config.probe.baselines
+    splits = [*feature_cache.SPLITS, *(["test"] if baselines else [])]
+    choice = feature_cache.choose(job, stage, needed=True, splits=splits)
+    if not choice.first:
+        raise UserError(f"config.probe: needs cached features; {choice.reason}")
+    _, frozen = stages.begin(job, job.pretrained.variables)
+    with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
+        inputs = _fill(job, stage, choice, devices, devices.replicate(frozen), bar)
+    found, head = {}, config.head.input
+    if probe.has_grid(config):
+        inputs = feature_cache.on_devices(inputs, devices)
+        found = probe.search(job, inputs, devices)
+        display.console.print(display.grid_table(found))
+        head = found["chosen"]["input"]
+    inputs = probe.narrowed(inputs, job.pretrained, head, devices)
+    if baselines:
+        splits_of = {role: probe.features(rows) for role, rows in inputs.rows.items()}
+        found["baselines"] = feature_baselines.run(baselines, splits_of, len(job.class_names))
+        display.console.print(display.baselines_table(found["baselines"]))
+    if parallel.is_first():
+        workdir.write_json("probe.json", found)
+    return found, inputs
 
 
 def _fill(

@@ -1,0 +1,198 @@
+"""A grid of heads is what each of its heads would be alone; what validation chooses is the run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tl_jax import (
+    feature_cache,
+    input_pipeline,
+    job,
+    lora,
+    parallel,
+    probe,
+    runner,
+    stages,
+    trainer,
+)
+from tl_jax import train_step as steps
+from tl_jax.errors import UserError
+from tl_jax.evaluation import evaluate
+from tl_jax.main import main
+from tl_jax.metrics import Meter
+
+SMALL = {
+    "data.splits.train": "train[:81]",
+    "data.splits.validation": "train[192:243]",
+    "data.batch_size": 16,
+    "optimizer.momentum": 0.5,
+    "train.epochs": 2,
+    "optimizer.warmup": 3,
+}
+
+
+def alone(config):
+    """Validation figures after each epoch of an ordinary run of these settings."""
+    run = job.prepare(config)
+    devices, stage = parallel.DataParallel(config.parallel), run.stages[0]
+    state, frozen = devices.replicate(stages.begin(run, run.pretrained.variables))
+    choice = feature_cache.choose(run, stage, needed=True)
+    inputs = feature_cache.fill(run, stage, choice, devices, frozen, lambda pieces, _: pieces)
+    meter = Meter(config.data.batch_size, run.learning_rate, 1000, 0.0, {})
+    run_steps = runner.Runner(run, stage, devices, inputs, meter, None)
+    step = trainer._compile_eval_step(run, devices, choice.first, stage.plan.boundary)
+    found = []
+    for epoch in range(config.train.epochs):
+        done = epoch * run.steps_per_epoch
+        state = run_steps.advance(state, frozen, done, done + run.steps_per_epoch)
+        variables = steps.variables_of(state.trainable, state.statistics, frozen)
+        batches = input_pipeline.evaluation_batches(inputs.rows["validation"], batch_size=16)
+        merged = lora.merge(None, variables)
+        found.append(evaluate(step, merged, map(devices.shard, batches)).summary())
+    return found
+
+
+def searched(config):
+    wide = job.prepare(probe.widened(config))
+    probe.check(wide)
+    devices, stage = parallel.DataParallel(config.parallel), wide.stages[0]
+    choice = feature_cache.choose(wide, stage, needed=True)
+    frozen = devices.replicate(stages.begin(wide, wide.pretrained.variables)[1])
+    inputs = feature_cache.fill(wide, stage, choice, devices, frozen, lambda pieces, _: pieces)
+    inputs = feature_cache.on_devices(inputs, devices)
+    return probe.search(wide, inputs, devices), inputs, wide, devices
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (
+            "resnet_bottleneck",
+            {
+                "head.init": "normal",
+                "probe.grid.seed": (0, 3),
+                "probe.grid.learning_rate": (0.05, 1.0),
+                "probe.grid.weight_decay": (0.0, 0.3),
+            },
+        ),
+        (
+            "vit_smaller",
+            {
+                "head.init": "normal",
+                "optimizer.name": "adamw",
+                "optimizer.learning_rate": 0.01,
+                "parallel": "shard_map",
+                "probe.grid.input": ("cls", "pooled", "cls+mean"),
+                "probe.grid.weight_decay": (0.0, 0.5),
+            },
+        ),
+        (
+            "vit_smaller",
+            {"head.dropout": 0.3, "head.kind": "mlp", "probe.grid.learning_rate": (0.1, 0.4)},
+        ),
+    ],
+)
+def test_every_head_of_a_grid_is_what_it_would_be_alone(digits_config, name, fields):
+    """On 8 devices, after a warm-up, with momentum, decay, dropout, seeds and inputs."""
+    config = digits_config(name, **{**SMALL, **fields})
+    found, *_ = searched(config)
+    assert len(found["settings"]) == len(probe.settings(config)) > 1
+    losses = []
+    for row in found["settings"]:
+        figures = row.pop("validation")
+        expected = alone(probe.with_setting(config, row))
+        best = max(expected, key=lambda one: (one["accuracy"], -one["loss"]))
+        assert figures["accuracy"] == pytest.approx(best["accuracy"])
+        assert figures["loss"] == pytest.approx(best["loss"], rel=1e-5)
+        losses.append(figures["loss"])
+    assert len(set(losses)) == len(losses), "settings that make no difference"
+
+
+def test_the_chosen_head_is_the_run(digits_config, tmp_path):
+    fields = {"probe.grid.learning_rate": (1e-6, 0.5), "probe.grid.seed": (0, 1)}
+    fields["probe.baselines"] = ("logistic_regression", "nearest_neighbours")
+    config = digits_config("resnet_bottleneck", **{**SMALL, **fields})
+    summary = trainer.train(config, tmp_path)
+    assert summary["probe"] == json.loads((tmp_path / "probe.json").read_text())
+    chosen = summary["probe"]["chosen"]
+    assert chosen["learning_rate"] == 0.5
+    best = next(
+        row["validation"]
+        for row in summary["probe"]["settings"]
+        if {k: row[k] for k in chosen} == chosen
+    )
+    assert summary["metrics"]["validation"]["accuracy"] == pytest.approx(best["accuracy"])
+    assert json.loads((tmp_path / "plan.json").read_text())["learning_rate"] == 0.5
+    assert summary["freeze"]["certificate"]["ok"]
+    baselines = summary["probe"]["baselines"]
+    assert baselines.keys() == set(config.probe.baselines)
+    for row in baselines.values():
+        low, high = row["test_accuracy_ci95"]
+        assert 0 < low < row["test_accuracy"] < high < 1
+    # Killed after the search, it is not made again; the same run is finished, another refused.
+    (tmp_path / "summary.json").unlink()
+    before = (tmp_path / "probe.json").read_bytes()
+    again = trainer.train(config, tmp_path)
+    assert again["metrics"] == summary["metrics"]
+    assert (tmp_path / "probe.json").read_bytes() == before
+    assert trainer.train(config, tmp_path) == again
+
+
+def test_features_of_a_narrower_head_are_its_own(digits_config):
+    """Columns of what the widest head sees are what a head with that input sees."""
+    config = digits_config(
+        "vit_smaller", **{**SMALL, "probe.grid.input": ("cls", "pooled", "cls+mean")}
+    )
+    _, inputs, wide, devices = searched(config)
+    for name in config.probe.grid.input:
+        narrow = job.prepare(digits_config("vit_smaller", **{**SMALL, "head.input": name}))
+        rows = narrow.rows("validation").load(range(51))
+        own = narrow.pretrained.features(narrow.device_preprocessing.device(rows["image"]))
+        cut = probe.narrowed(inputs, wide.pretrained, name, devices)
+        found, labels = probe.features(cut.rows["validation"])
+        np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(labels, rows["label"])
+        assert cut.resident["activations"].shape == (81, own.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"freeze.strategy": "full"}, "full trains more than the head"),
+        ({"data.splits.validation": None}, "validation chooses"),
+        ({"freeze.strategy": "random_trunk", "probe.grid.seed": (0, 1)}, "the random trunk"),
+        ({"data.augmentation": "flip"}, "flip draws anew"),
+        ({"cache": "off"}, "config.cache=off"),
+        ({"probe.grid.input": ("cls", "pooled")}, "has no class token"),
+    ],
+)
+def test_grids_that_cannot_be(digits_config, tmp_path, fields, words):
+    grid = {"probe.grid.learning_rate": (0.1, 0.2)}
+    config = digits_config("resnet_bottleneck", **{**SMALL, **grid, **fields})
+    with pytest.raises(UserError, match=words):
+        trainer.train(config, tmp_path)
+
+
+def test_values_that_are_none(digits_config):
+    wrong = {
+        "probe.grid.learning_rate": (0.1, 0.1),
+        "probe.grid.weight_decay": (-1.0,),
+        "probe.grid.seed": (),
+        "probe.grid.input": ("cls", "head"),
+        "probe.baselines": ("svm",),
+    }
+    with pytest.raises(UserError) as caught:
+        digits_config("resnet_bottleneck", **wrong)
+    for name in wrong:
+        assert f"config.{name}: " in str(caught.value)
+
+
+def test_a_grid_on_the_command_line(digits_config, network, tmp_path, capsys):
+    from command_line import write_config
+
+    config = write_config(tmp_path / "grid.py", network("resnet_gray"), control="random_trunk")
+    arguments = ["--config", str(config), "--workdir", str(tmp_path / "run")]
+    assert main([*arguments, "--config.probe.grid.learning_rate=(0.01,0.1)"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("2 heads, the best 2 by validation") == 2, "the control has its own"
