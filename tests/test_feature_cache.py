@@ -41,23 +41,24 @@ def trained(config, kinds=None, keep=None):
     for number, stage in enumerate(run.stages):
         if number:
             state, frozen = stages.follow(run, number, state, frozen, start["params"])
-        state, frozen = devices.replicate((state, frozen))
+        state = devices.replicate(state)
         choice = feature_cache.choose(run, stage)
-        inputs = feature_cache.fill(run, stage, choice, devices, frozen, untracked)
+        whole = steps.variables_of(state.trainable, state.statistics, frozen)
+        inputs = feature_cache.fill(run, stage, choice, devices, whole, untracked)
         if kinds is not None:
             kinds.append((choice.kind, choice.first))
-        runner = Runner(run, stage, devices, inputs, meter, position)
+        runner = Runner(run, stage, devices, inputs, state, frozen, meter, position)
         while step < stage.last:
             stop = min(run.next_stop(step, runner.longest), stage.last)
             if keep and step < keep:
                 stop = min(stop, keep)
-            state = runner.advance(state, frozen, step, stop)
+            state = runner.advance(state, step, stop)
             step = stop
             losses += [m["loss"] for _, m in meter._pending]
             meter.read()
             position = runner.position
             if step == keep:
-                runner = Runner(run, stage, devices, inputs, meter, position)
+                runner = Runner(run, stage, devices, inputs, state, frozen, meter, position)
     return stages.host(steps.variables_of(state.trainable, state.statistics, frozen)), losses
 
 
@@ -238,9 +239,9 @@ def test_images_that_fit_stay_on_the_device(small):
 def keys(config):
     run = job.prepare(config)
     stage = run.stages[0]
-    _, frozen = stages.begin(run, run.pretrained.variables)
+    variables = run.pretrained.variables
     return {
-        role: feature_store.name_of(feature_cache._key(run, stage.plan, frozen, role))
+        role: feature_store.name_of(feature_cache._key(run, stage.plan, variables, role))
         for role in ("train", "validation")
     }
 
@@ -275,10 +276,9 @@ def test_a_cache_is_shared_by_all_that_see_the_same_rows(small):
 def test_other_weights_below_the_boundary_are_another_cache(small):
     run = job.prepare(small("resnet_bottleneck"))
     plan = run.stages[0].plan
-    _, frozen = stages.begin(run, run.pretrained.variables)
-    key = feature_cache._key(run, plan, frozen, "train")
-    moved = jax.tree.map(np.array, frozen)
-    leaf = moved.statistics["resnet"]["embedder"]["embedder"]["normalization"]["mean"]
+    key = feature_cache._key(run, plan, run.pretrained.variables, "train")
+    moved = jax.tree.map(np.array, run.pretrained.variables)
+    leaf = moved["batch_stats"]["resnet"]["embedder"]["embedder"]["normalization"]["mean"]
     leaf[0] = np.nextafter(leaf[0], np.inf)
     assert feature_cache._key(run, plan, moved, "train") != key
 

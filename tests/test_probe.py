@@ -7,9 +7,7 @@ import pytest
 
 from tl_jax import (
     feature_cache,
-    input_pipeline,
     job,
-    lora,
     parallel,
     probe,
     runner,
@@ -18,7 +16,7 @@ from tl_jax import (
 )
 from tl_jax import train_step as steps
 from tl_jax.errors import UserError
-from tl_jax.evaluation import evaluate
+from tl_jax.evaluator import Evaluator
 from tl_jax.main import main
 from tl_jax.metrics import Meter
 
@@ -36,20 +34,21 @@ def alone(config):
     """Validation figures after each epoch of an ordinary run of these settings."""
     run = job.prepare(config)
     devices, stage = parallel.DataParallel(config.parallel), run.stages[0]
-    state, frozen = devices.replicate(stages.begin(run, run.pretrained.variables))
+    state, frozen = stages.begin(run, run.pretrained.variables)
+    state = devices.replicate(state)
     choice = feature_cache.choose(run, stage, needed=True)
-    inputs = feature_cache.fill(run, stage, choice, devices, frozen, lambda pieces, _: pieces)
+    whole = steps.variables_of(state.trainable, state.statistics, frozen)
+    inputs = feature_cache.fill(run, stage, choice, devices, whole, lambda pieces, _: pieces)
     meter = Meter(config.data.batch_size, run.learning_rate, 1000, 0.0, {})
-    run_steps = runner.Runner(run, stage, devices, inputs, meter, None)
-    step = trainer._compile_eval_step(run, devices, choice.first, stage.plan.boundary)
+    run_steps = runner.Runner(run, stage, devices, inputs, state, frozen, meter, None)
+    evaluator = Evaluator(run, devices)
     found = []
     for epoch in range(config.train.epochs):
         done = epoch * run.steps_per_epoch
-        state = run_steps.advance(state, frozen, done, done + run.steps_per_epoch)
+        state = run_steps.advance(state, done, done + run.steps_per_epoch)
         variables = steps.variables_of(state.trainable, state.statistics, frozen)
-        batches = input_pipeline.evaluation_batches(inputs.rows["validation"], batch_size=16)
-        merged = lora.merge(None, variables)
-        found.append(evaluate(step, merged, map(devices.shard, batches)).summary())
+        rows = inputs.rows["validation"]
+        found.append(evaluator.rows(variables, rows, choice.first, stage).summary())
     return found
 
 
@@ -58,8 +57,8 @@ def searched(config):
     probe.check(wide)
     devices, stage = parallel.DataParallel(config.parallel), wide.stages[0]
     choice = feature_cache.choose(wide, stage, needed=True)
-    frozen = devices.replicate(stages.begin(wide, wide.pretrained.variables)[1])
-    inputs = feature_cache.fill(wide, stage, choice, devices, frozen, lambda pieces, _: pieces)
+    whole = devices.replicate(wide.pretrained.variables)
+    inputs = feature_cache.fill(wide, stage, choice, devices, whole, lambda pieces, _: pieces)
     inputs = feature_cache.on_devices(inputs, devices)
     return probe.search(wide, inputs, devices), inputs, wide, devices
 
@@ -159,6 +158,7 @@ def test_features_of_a_narrower_head_are_its_own(digits_config):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"freeze.batch_norm": "reestimate"}, "reestimate changes the features"),
         ({"freeze.strategy": "full"}, "full trains more than the head"),
         ({"data.splits.validation": None}, "validation chooses"),
         ({"freeze.strategy": "random_trunk", "probe.grid.seed": (0, 1)}, "the random trunk"),

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,37 +71,23 @@ def wilson_interval(hits: int, examples: int, z: float = 1.959963984540054) -> t
     return low, 1.0 if hits == examples else (centre + spread) / scale
 
 
-def make_eval_step(
-    module: nn.Module,
-    num_classes: int,
-    preprocess: Callable,
-    axis_name: str | None = None,
-    *,
-    first: int = 0,
-    boundary: int = 0,
-) -> Callable:
+def make_eval_step(classify: Callable, num_classes: int, axis_name: str | None = None) -> Callable:
     """Sums over one batch, the same function for every device.
 
     Args:
-      module: the network.
-      num_classes: outputs of its head.
-      preprocess: from a batch to what block `first` takes.
+      classify: `classify(variables, batch)` → float32 logits [n, C].
+      num_classes: C.
       axis_name: of the devices.
-      first: the block that a batch enters: 0 for images, `boundary` for cached activations.
-      boundary: block below which the network runs as it does when it fills a cache.
 
     Returns:
       `step(variables, batch)` → dict of loss: float32 [], sum over the examples of the batch;
       confusion: int32 [C, C]; and of every example of the global batch, [N]: label, prediction,
       probability (of the prediction), index and mask (0 for padding).
-      batch: what `preprocess` takes, label int32 [n], index int32 [n], mask float32 [n].
+      batch: what `classify` takes, label int32 [n], index int32 [n], mask float32 [n].
     """
 
     def eval_step(variables, batch):
-        x = preprocess(batch)
-        if first < boundary:
-            x = jax.lax.optimization_barrier(module.apply(variables, x, first=first, last=boundary))
-        logits = module.apply(variables, x, first=boundary)
+        logits = classify(variables, batch)
         real = batch["mask"] > 0
         label, prediction = batch["label"], logits.argmax(-1).astype(jnp.int32)
         loss = jnp.where(real, losses.cross_entropy(logits, label), 0.0).sum()

@@ -16,8 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import costs, depth_map, feature_store, input_pipeline, memory, parallel, param_tree
-from tl_jax import train_step as steps
+from tl_jax import (
+    costs,
+    depth_map,
+    feature_store,
+    input_pipeline,
+    memory,
+    parallel,
+    param_tree,
+    prefix,
+    stages,
+)
 from tl_jax.errors import UserError
 from tl_jax.feature_store import Layout, Pieces
 from tl_jax.freezing import Plan
@@ -25,7 +34,6 @@ from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
 from tl_jax.parallel import DataParallel
 from tl_jax.phases import Stage
-from tl_jax.train_step import Frozen
 
 KINDS = ("off", "device", "host", "disk")
 # What "auto" takes at most, and what it must save at least of all computation to be worth it.
@@ -133,7 +141,7 @@ def choose(
 
 
 def fill(
-    job: Job, stage: Stage, choice: Choice, devices: DataParallel, frozen: Frozen, track: Track
+    job: Job, stage: Stage, choice: Choice, devices: DataParallel, variables: Any, track: Track
 ) -> Inputs:
     """Computes, or finds, what was chosen.
 
@@ -142,7 +150,7 @@ def fill(
       stage: the phase.
       choice: as `choose` gave it.
       devices: that compute it, sharded.
-      frozen: what does not train, replicated.
+      variables: of the network at the start of the phase, replicated.
       track: shows how far it is.
 
     Raises:
@@ -153,13 +161,14 @@ def fill(
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
     if choice.first:
         run = _compile_prefix(job, stage.plan, devices)
+        below = devices.replicate(stages.prefix_of(job, stage)(variables))
         for role, layout in choice.layouts.items():
 
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
-                return track(_run(job, run, devices, frozen, role, layout), layout)
+                return track(_run(job, run, devices, below, role, layout), layout)
 
             if choice.kind == "disk":
-                rows[role] = _shared(job, stage.plan, frozen, role, layout, produce)
+                rows[role] = _shared(job, stage.plan, variables, role, layout, produce)
             else:
                 rows[role] = feature_store.in_memory(layout, produce())
     resident = None
@@ -253,10 +262,9 @@ def _prefix_share(job: Job, plan: Plan) -> float:
 
 
 def _compile_prefix(job: Job, plan: Plan, devices: DataParallel) -> Callable:
-    prefix = steps.make_prefix(job.pretrained.module, plan)
-
-    def step(frozen, batch):
-        found = prefix(frozen, job.preprocess(batch)), batch["label"]
+    def step(below, batch):
+        images = job.preprocess(batch)
+        found = prefix.apply(job.pretrained.module, plan, below, images), batch["label"]
         # Every process takes all rows, whichever it will need.
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), found)
 
@@ -267,7 +275,7 @@ def _run(
     job: Job,
     run: Callable,
     devices: DataParallel,
-    frozen: Frozen,
+    below: Any,
     role: str,
     layout: Layout,
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
@@ -290,7 +298,7 @@ def _run(
         )
         left, pending = layout.examples, None
         for batch in batches:
-            found = run(frozen, devices.shard(batch))
+            found = run(below, devices.shard(batch))
             if pending is not None:
                 yield take(*pending)
             pending, left = (found, min(size, left)), left - size
@@ -301,13 +309,13 @@ def _run(
 def _shared(
     job: Job,
     plan: Plan,
-    frozen: Frozen,
+    variables: Any,
     role: str,
     layout: Layout,
     produce: Callable[[], Pieces],
 ) -> Rows:
     """A split's rows on disk; the first process writes them, all compute them."""
-    config, key = job.config, _key(job, plan, frozen, role)
+    config, key = job.config, _key(job, plan, variables, role)
     source = PurePath(job.pretrained.checkpoint.source).name
     about = f"{layout.name} up to {plan.blocks[plan.boundary]} of {source}"
     limit = config.cache_limit_gb * 1e9
@@ -333,12 +341,12 @@ def _shared(
     return rows
 
 
-def _key(job: Job, plan: Plan, frozen: Frozen, role: str) -> dict[str, Any]:
+def _key(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
     """All that the rows depend on."""
     config, network, examples = job.config, job.pretrained, job.examples[role]
     module, views = network.module, config.data.views if role == "train" else None
     return {
-        "weights": _prefix_sha256(job, plan, frozen),
+        "weights": _prefix_sha256(job, plan, variables),
         "network": repr((network.family.model_type, module.options, module.head.last_blocks)),
         "sees": repr(module.head.input),
         "adapters": repr(plan.adapters),
@@ -351,12 +359,12 @@ def _key(job: Job, plan: Plan, frozen: Frozen, role: str) -> dict[str, Any]:
     }
 
 
-def _prefix_sha256(job: Job, plan: Plan, frozen: Frozen) -> str:
+def _prefix_sha256(job: Job, plan: Plan, variables: Any) -> str:
     """Of every parameter and statistic below the boundary: path, dtype, shape and bytes."""
     chain, digest = job.pretrained.chain, hashlib.sha256()
     blocks = {p.path: p.block for p in plan.parameters}
-    for tree in (frozen.params, frozen.statistics):
-        for path, leaf in param_tree.flatten(tree).items():
+    for name in ("params", "batch_stats"):
+        for path, leaf in param_tree.flatten(variables.get(name, {})).items():
             block = blocks[path] if path in blocks else depth_map.block_of(path, chain)
             if block < plan.boundary:
                 array = np.ascontiguousarray(leaf)

@@ -89,12 +89,11 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
     evaluations = {}
     for split, found in examples.items():
         preprocessing = job.on_device(classifier.preprocessing, found)
-        step = evaluation.make_eval_step(
-            classifier.module,
-            len(names),
-            lambda batch, preprocessing=preprocessing: preprocessing.device(batch["image"]),
-            parallel.AXIS,
-        )
+
+        def classify(variables, batch, preprocessing=preprocessing):
+            return classifier.module.apply(variables, preprocessing.device(batch["image"]))
+
+        step = evaluation.make_eval_step(classify, len(names), parallel.AXIS)
         batches = input_pipeline.evaluation_batches(
             input_pipeline.ImageRows(found, classifier.preprocessing),
             batch_size=parallel.round_up(config.data.batch_size),

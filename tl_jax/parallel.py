@@ -108,24 +108,27 @@ class DataParallel:
             return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._split, x), batch)
 
-    def compile(self, function: Callable, arguments: int, *, donate: bool) -> Callable:
+    def compile(
+        self, function: Callable, arguments: int, *, donate: bool = False, split: bool = False
+    ) -> Callable:
         """`function(*replicated, batch)` → replicated, over all devices.
 
         Args:
           function: runs on one device, reduces over `AXIS` itself.
           arguments: how many replicated trees stand in front of the batch.
           donate: whether the first argument's buffers are given up for the result.
+          split: whether the result is a batch, too: each device's share, not reduced.
         """
         donated = (0,) if donate else ()
         if self.kind == "pmap":
-            axes = (None,) * arguments + (0,)
-            return jax.pmap(function, AXIS, in_axes=axes, out_axes=None, donate_argnums=donated)
+            axes, out = (None,) * arguments + (0,), 0 if split else None
+            return jax.pmap(function, AXIS, in_axes=axes, out_axes=out, donate_argnums=donated)
         everywhere, parts = PartitionSpec(), PartitionSpec(AXIS)
         mapped = jax.shard_map(
             function,
             mesh=self._mesh,
             in_specs=(everywhere,) * arguments + (parts,),
-            out_specs=everywhere,
+            out_specs=parts if split else everywhere,
             # With the check on, the gradient of a replicated input is summed over devices, and
             # the step's own pmean on top would silently give n times the gradient.
             check_vma=False,

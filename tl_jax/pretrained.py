@@ -101,10 +101,11 @@ class Pretrained:
           UserError: the images do not fit, there is no head to run, or there are no such blocks.
         """
         count = len(self.blocks)
-        if not 0 <= first < count or not -count < (count if last is None else last) <= count:
-            raise UserError(f"first={first}, last={last}: the blocks are 0 to {count - 1}")
-        if not range(count)[first:last]:
-            raise UserError(f"first={first}, last={last}: there is no block between them")
+        end = slice(first, last).indices(count)[1]
+        if not 0 <= first <= end or not -count <= (0 if last is None else last) <= count:
+            raise UserError(
+                f"first={first}, last={last}: no range of the blocks, which are 0 to {count - 1}"
+            )
         return _apply(self.module, self.variables, images, first, last)
 
     def features(self, images: Any) -> jax.Array:

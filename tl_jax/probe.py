@@ -103,6 +103,8 @@ def check(job: Job) -> None:
     grid, problem = job.config.probe.grid, ""
     if len(job.stages) > 1 or job.plan.training_blocks != (len(job.plan.blocks) - 1,):
         problem = f"{job.plan.strategy} trains more than the head: take linear_probe"
+    elif job.config.freeze.batch_norm != "frozen":
+        problem = f"freeze.batch_norm={job.config.freeze.batch_norm} changes the features"
     elif "validation" not in job.examples:
         problem = "validation chooses: set config.data.splits.validation"
     elif job.config.probe.baselines and "test" not in job.examples:

@@ -7,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from tl_jax import input_pipeline, parallel
+from tl_jax import input_pipeline, parallel, prefix, stages
 from tl_jax import train_step as steps
 from tl_jax.feature_cache import Inputs
 from tl_jax.freezing import Plan
@@ -43,11 +43,16 @@ class OrderOnly:
 class Runner:
     """Runs the steps of a phase.
 
+    A step is one program, on what the boundary's block takes; what lies below is another, which
+    runs before it where the rows are images. So it is the same step whether a cache holds its input.
+
     Args:
       job: whose phase it is.
       stage: the phase.
       devices: that run it.
       inputs: the phase's rows.
+      state: at its start.
+      frozen: what does not train.
       meter: told what each step returns, and how long it took.
       position: of the training batches, as `get_state` gave it; None for the start.
     """
@@ -58,6 +63,8 @@ class Runner:
         stage: Stage,
         devices: DataParallel,
         inputs: Inputs,
+        state: TrainState,
+        frozen: Frozen,
         meter: Meter,
         position: Any,
     ):
@@ -66,19 +73,35 @@ class Runner:
         self._batches = training_batches(job, rows if self._resident is None else OrderOnly(rows))
         if position is not None:
             self._batches.set_state(position)
-        step = train_step(job, stage, inputs.choice.first, parallel.AXIS)
+        first, below = inputs.choice.first, None
+        if prefix.can_be_ready(stage.plan):
+            if not first:
+                whole = steps.variables_of({}, state.statistics, frozen)
+                below = devices.replicate(stages.prefix_of(job, stage)(whole))
+            first, frozen = stage.plan.boundary, stages.above(job, stage, frozen)
+        self._held, self._below = devices.replicate(frozen), below
+        step = train_step(job, stage, first, parallel.AXIS)
+        below_of = below_step(job, stage)
+
+        def run_below(below, step, batch):
+            keys = steps.example_keys(job.config.seed, step, batch["index"])[:, 0]
+            return below_of(below, batch, keys)
+
         self.longest = 1
-        if self._resident is None:
-            self._run = devices.compile(step, arguments=2, donate=True)
-        elif loops(stage.plan, inputs.choice.first):
+        if self._resident is not None and loops(stage.plan, inputs.choice.first):
             self.longest = job.steps_per_epoch
-            self._run = devices.compile(steps.make_steps(step), arguments=4, donate=True)
+
+            def whole_step(state, held, batch):
+                held, below = held
+                if below is not None:
+                    batch = run_below(below, state.step, batch)
+                return step(state, held, batch)
+
+            self._run = devices.compile(steps.make_steps(whole_step), arguments=4, donate=True)
         else:
-
-            def run(state, frozen, rows, order):
-                return step(state, frozen, steps.look_up(rows, order))
-
-            self._run = devices.compile(run, arguments=3, donate=True)
+            self._run = devices.compile(step, arguments=2, donate=True)
+        self._look_up = devices.compile(steps.look_up, arguments=1, split=True)
+        self._run_below = devices.compile(run_below, arguments=2, split=True)
         meter.expect_compilation()
 
     @property
@@ -86,30 +109,60 @@ class Runner:
         """Of the training batches."""
         return self._batches.get_state()
 
-    def advance(self, state: TrainState, frozen: Frozen, step: int, stop: int) -> TrainState:
+    def advance(self, state: TrainState, step: int, stop: int) -> TrainState:
         """The state after `stop` steps, from that after `step`; at most `longest` more."""
         if self.longest > 1:
-            return self._advance_together(state, frozen, step, stop - step)
+            return self._advance_together(state, step, stop - step)
         batch = self._devices.shard(self._meter.next_batch(self._batches))
-        rows = () if self._resident is None else (self._resident,)
-        state, metrics = self._meter.run(self._run, state, frozen, *rows, batch)
+        state, metrics = self._meter.run(self._advance_once, state, batch)
         self._meter.add(stop, metrics)
         return state
 
-    def _advance_together(self, state, frozen, step, count):
+    def _advance_once(self, state, batch):
+        if self._resident is not None:
+            batch = self._look_up(self._resident, batch)
+        if self._below is not None:
+            batch = self._run_below(self._below, state.step, batch)
+        return self._run(state, self._held, batch)
+
+    def _advance_together(self, state, step, count):
         orders = [next(self._batches) for _ in range(count)]
         padded = [*orders, *orders[:1] * (self.longest - count)]  # one shape: one program
         order = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *padded)
         state, metrics = self._meter.run(
             self._run,
             state,
-            frozen,
+            (self._held, self._below),
             self._resident,
             self._devices.replicate(np.int32(count)),
             self._devices.shard(order),
         )
         self._meter.add_all(step + 1, metrics, count)
         return state
+
+
+def below_step(job: Job, stage: Stage) -> Callable:
+    """`run(below, batch, keys)`: a batch of images → of what the boundary's block takes.
+
+    `below` is of `stages.prefix_of`; with a PRNG key an example the images are augmented.
+    """
+    module, parts = job.pretrained.module, job.config.train.gradient_accumulation
+
+    def run(below, batch, keys):
+        def activations_of(images_and_keys):
+            images, keys = images_and_keys
+            return prefix.apply(module, stage.plan, below, job.preprocess(images, keys))
+
+        images = {name: batch[name] for name in ("image", "index", "view") if name in batch}
+        if parts == 1:
+            found = activations_of((images, keys))
+        else:  # as many at a time as the step takes
+            cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (images, keys))
+            found = jax.lax.map(activations_of, cut)
+            found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        return {"activations": found, "label": batch["label"], "index": batch["index"]}
+
+    return run
 
 
 def loops(plan: Plan, first: int) -> bool:

@@ -1,15 +1,16 @@
 """The state of a phase: how it begins, what a checkpoint keeps of it, how it goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import optimizer, param_tree
+from tl_jax import depth_map, optimizer, param_tree, prefix
 from tl_jax import train_step as steps
 from tl_jax.job import Job
+from tl_jax.phases import Stage
 from tl_jax.train_step import Frozen, TrainState
 
 
@@ -44,6 +45,24 @@ def follow(
     carried = optimizer.carry_over(state.optimizer, before.plan, fresh.optimizer, stage.plan)
     carried = jax.tree.map(jnp.array, carried)  # a step gives its state's buffers up
     return fresh._replace(step=jnp.array(state.step), optimizer=carried), rest
+
+
+def above(job: Job, stage: Stage, frozen: Frozen) -> Frozen:
+    """What is frozen from the boundary on: all that steps on the boundary's activations need."""
+    plan, chain = stage.plan, job.pretrained.chain
+
+    def part(tree: Any) -> dict[str, Any]:
+        return param_tree.split(
+            tree, lambda path: depth_map.block_of(path, chain) >= plan.boundary
+        )[0]
+
+    return Frozen(part(frozen.params), part(frozen.statistics), frozen.start)
+
+
+def prefix_of(job: Job, stage: Stage) -> Callable[[Any], dict[str, Any]]:
+    """Compiled: variables → those of the phase's prefix, ready to run."""
+    network, plan = job.pretrained, stage.plan
+    return jax.jit(lambda variables: prefix.ready(network.module, network.family, plan, variables))
 
 
 def kept(job: Job, number: int, state: TrainState, frozen: Frozen) -> dict[str, Any]:

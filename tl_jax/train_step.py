@@ -74,22 +74,6 @@ def variables_of(trainable: Any, statistics: Any, frozen: Frozen) -> dict[str, A
     }
 
 
-def make_prefix(module: nn.Module, plan: Plan) -> Callable:
-    """What lies below the first trainable parameter, as a function of the image.
-
-    Returns:
-      `prefix(frozen, images)` → what block `plan.boundary` takes; images are preprocessed, float
-      [N, H, W, channels].
-    """
-
-    def prefix(frozen, images):
-        variables = variables_of({}, {}, frozen)
-        with lora.applied(plan.adapters, variables["params"]):
-            return module.apply(variables, images, last=plan.boundary)
-
-    return prefix
-
-
 def make_loss(
     module: nn.Module, plan: Plan, label_smoothing: float = 0.0, first: int = 0
 ) -> Callable:
@@ -121,13 +105,11 @@ def make_loss(
             )
 
     def loss(trainable, statistics, frozen, x, labels, keys):
-        # The prefix holds nothing that trains, so it stands outside of what is differentiated; the
-        # barrier keeps its results what they are when it is compiled alone, for the cache.
+        # The prefix holds nothing that trains, so it stands outside of what is differentiated.
         moved = {}
         if first < plan.boundary:
-            prefix = variables_of({}, statistics, frozen)
-            x, moved = run(prefix, x, keys, first=first, last=plan.boundary)
-            x = jax.lax.optimization_barrier(x)
+            below = variables_of({}, statistics, frozen)
+            x, moved = run(below, x, keys, first=first, last=plan.boundary)
         variables = variables_of(trainable, statistics, frozen)
         logits, moved_above = run({**variables, **moved}, x, keys, first=plan.boundary)
         if plan.statistics:
@@ -169,10 +151,7 @@ def make_train_step(
 
     def gradients(state, frozen, batch):
         """Gradients of one micro-batch on one device, its metrics, and the statistics after it."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(_step_key(seed, state.step), i))(
-            batch["index"]
-        )
-        keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+        keys = example_keys(seed, state.step, batch["index"])
         x = preprocess(batch, keys[:, 0])
         (value, (logits, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.trainable, state.statistics, frozen, x, batch["label"], keys[:, 1]
@@ -186,7 +165,9 @@ def make_train_step(
             grads, metrics, statistics = gradients(state, frozen, batch)
         else:
             grads, metrics, statistics = accumulate(state, frozen, batch)
-        grads, metrics, statistics = mean_over_devices((grads, metrics, statistics))
+        # Statistics are the same on all already: BatchNorm averages what it updates them with, and
+        # the mean of equal numbers need not be that number.
+        grads, metrics = mean_over_devices((grads, metrics))
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.trainable, step=state.step, start=frozen.start
         )
@@ -249,5 +230,8 @@ def look_up(rows: dict[str, Any], order: dict[str, jax.Array]) -> dict[str, Any]
     return {**found, "activations": jax.tree.map(lambda x: x[row], rows["activations"])}
 
 
-def _step_key(seed: int, step: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), step)
+def example_keys(seed: int | jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
+    """Typed PRNG keys [N, 2] of the examples [N] in a step: for augmentation, and for dropout."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return jax.vmap(lambda key: jax.random.split(key, 2))(keys)

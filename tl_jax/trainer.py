@@ -2,22 +2,17 @@
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import jax
 
 from tl_jax import (
     batch_norm,
     certificate,
     display,
-    evaluation,
     feature_baselines,
     feature_cache,
     figures,
-    input_pipeline,
     lora,
     parallel,
     param_tree,
@@ -34,15 +29,14 @@ from tl_jax.checkpointing import Checkpoints
 from tl_jax.config import Config
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.evaluation import Evaluation
+from tl_jax.evaluator import Evaluator
 from tl_jax.feature_cache import Choice, Inputs
-from tl_jax.freezing import Plan
-from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
 from tl_jax.metrics import Meter
 from tl_jax.parallel import DataParallel
 from tl_jax.phases import Stage
 from tl_jax.profiling import Profile
-from tl_jax.runner import Runner, activations, training_batches
+from tl_jax.runner import Runner, training_batches
 from tl_jax.step_cost import step_cost
 from tl_jax.train_step import Frozen, TrainState
 from tl_jax.workdir import MetricsLog, WorkDir
@@ -100,25 +94,7 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     choices = [feature_cache.choose(job, stage) for stage in job.stages]
     cost = step_cost(job)
 
-    @functools.cache
-    def eval_step(first: int, boundary: int) -> Callable:
-        return _compile_eval_step(job, devices, first, boundary)
-
-    def evaluate(variables: Any, rows: Rows, first: int, plan: Plan) -> Evaluation:
-        merged = devices.replicate(lora.merge(job.plan.adapters, variables))
-        batches = input_pipeline.evaluation_batches(
-            rows,
-            batch_size=config.data.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=config.data.threads,
-        )
-        step = eval_step(first, plan.boundary)
-        return evaluation.evaluate(step, merged, map(devices.shard, batches))
-
-    def evaluate_split(variables: Any, split: str) -> Evaluation:
-        return evaluate(variables, job.rows(split), 0, job.plan)
-
+    evaluator = Evaluator(job, devices)
     ends = [job.stages[0].last] if job.recipe.interpolate else []
     with Checkpoints(workdir.path / "checkpoints", keep=ends) as checkpoints:
         _check_same_run(results.identity(job), checkpoints)
@@ -126,13 +102,13 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
             workdir.write_json("plan.json", description)
             workdir.write_json("config.json", config_lib.to_dict(asked))
         log, meter, proofs = _fit(
-            job, workdir, checkpoints, devices, choices, evaluate, started, features
+            job, workdir, checkpoints, devices, choices, evaluator, started, features
         )
-        best, variables, path = _choose(job, checkpoints, evaluate_split)
+        best, variables, path = _choose(job, checkpoints, evaluator.split)
     if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "after":
         variables = _reestimate(job, devices, variables)
     splits = [split for split in ("validation", "test") if split in job.examples]
-    evaluations = {split: evaluate_split(variables, split) for split in splits}
+    evaluations = {split: evaluator.split(variables, split) for split in splits}
     before = certificate.fingerprint(job.plan, job.pretrained.variables)
     whole = certificate.certify(job.plan, before, variables)
     whole["ok"] = whole["ok"] and all(proof["ok"] for proof in proofs)
@@ -166,7 +142,7 @@ def _fit(
     checkpoints: Checkpoints,
     devices: DataParallel,
     choices: Sequence[Choice],
-    evaluate: Callable[[Any, Rows, int, Plan], Evaluation],
+    evaluator: Evaluator,
     started: float,
     features: Inputs | None,
 ) -> tuple[MetricsLog, Meter, list[dict[str, Any]]]:
@@ -207,18 +183,17 @@ def _fit(
                 state, frozen = stages.follow(job, number, state, frozen, start["params"])
                 whole = _variables(state, frozen)
                 before = certificate.fingerprint(stage.plan, whole, steps=True)
-            state, frozen = devices.replicate((state, frozen))
-            runner = None
+            state, runner = devices.replicate(state), None
             if step < stage.last:
                 inputs = features or meter.aside(
-                    _fill, job, stage, choices[number], devices, frozen, bar
+                    _fill, job, stage, choices[number], devices, _variables(state, frozen), bar
                 )
                 meter.filled(inputs.seconds)
-                runner = Runner(job, stage, devices, inputs, meter, place)
+                runner = Runner(job, stage, devices, inputs, state, frozen, meter, place)
             while runner and step < stage.last:
                 profile.before(step + 1)
                 stop = job.next_stop(step, runner.longest)
-                state, step = runner.advance(state, frozen, step, stop), stop
+                state, step = runner.advance(state, step, stop), stop
                 epoch_ends, save = job.stops_at(step)
                 if save or step % every == 0:
                     try:  # before a checkpoint, so that none holds what is not finite
@@ -233,7 +208,7 @@ def _fit(
                 if epoch_ends and "validation" in inputs.rows:
                     variables, rows = _variables(state, frozen), inputs.rows["validation"]
                     first = inputs.choice.first
-                    found = meter.aside(evaluate, variables, rows, first, stage.plan).summary()
+                    found = meter.aside(evaluator.rows, variables, rows, first, stage).summary()
                     accuracy = found["accuracy"]
                     record(step, "validation", found)
                 if epoch_ends:
@@ -280,9 +255,9 @@ def _probe(
     choice = feature_cache.choose(job, stage, needed=True, splits=splits)
     if not choice.first:
         raise UserError(f"config.probe: needs cached features; {choice.reason}")
-    _, frozen = stages.begin(job, job.pretrained.variables)
+    variables = devices.replicate(job.pretrained.variables)
     with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
-        inputs = _fill(job, stage, choice, devices, devices.replicate(frozen), bar)
+        inputs = _fill(job, stage, choice, devices, variables, bar)
     found, head = {}, config.head.input
     if probe.has_grid(config):
         inputs = feature_cache.on_devices(inputs, devices)
@@ -304,11 +279,11 @@ def _fill(
     stage: Stage,
     choice: Choice,
     devices: DataParallel,
-    frozen: Frozen,
+    variables: Any,
     bar: display.Progress,
 ) -> Inputs:
     bar.say(f"cache {choice.kind}: {choice.reason}")
-    return feature_cache.fill(job, stage, choice, devices, frozen, bar.filling)
+    return feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
 
 
 def _variables(state: TrainState, frozen: Frozen) -> dict[str, Any]:
@@ -367,18 +342,6 @@ def _reestimate(job: Job, devices: DataParallel, variables: Any) -> dict[str, An
     batches = map(devices.shard, training_batches(job, job.rows("train"), epochs=1))
     found = batch_norm.reestimate(compiled, merged, batches)
     return {**variables, "batch_stats": stages.host(found["batch_stats"])}
-
-
-def _compile_eval_step(job: Job, devices: DataParallel, first: int, boundary: int) -> Callable:
-    step = evaluation.make_eval_step(
-        job.pretrained.module,
-        len(job.class_names),
-        activations if first else job.preprocess,
-        parallel.AXIS,
-        first=first,
-        boundary=boundary,
-    )
-    return devices.compile(step, arguments=1, donate=False)
 
 
 def _check_same_run(now: Mapping[str, Any], checkpoints: Checkpoints) -> None:

@@ -41,6 +41,8 @@ class Family:
       kinds: (pattern, word of `strategies.KINDS`) pairs for the paths of parameters; what a block
         or a leaf's name says already (stem, head, bias) is left out.
       ignored: keys (with everything under them) that a classifier has no use for.
+      folds: name of a BatchNorm → of the convolution beside it whose output it takes.
+      epsilon: of every BatchNorm.
       renames: (pattern, replacement) pairs that bring other spellings of a key to the usual one.
       module: `(config, num_classes | None, dtype, axis_name) -> Chain`; None builds no head.
       chain: `config -> blocks`, the head last.
@@ -60,6 +62,8 @@ class Family:
     example_shape: Callable[[Mapping[str, Any]], tuple[int, int, int, int]]
     kinds: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...] = ()
+    folds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    epsilon: float = 1e-5
     renames: tuple[tuple[str, str], ...] = ()
 
 

@@ -11,6 +11,7 @@ from tl_jax.models import heads
 from tl_jax.models.family import MAX_DEPTH, BlockSpec, Family, Fields, check_images
 from tl_jax.models.layers import ACTIVATIONS, Block, Chain
 
+EPSILON = 1e-5  # of every BatchNorm
 REDUCTION = 4  # a bottleneck's inner width is its outer one over this
 
 DEFAULTS: dict[str, Any] = {
@@ -61,7 +62,7 @@ class ConvNorm(nn.Module):
         )
         self.normalization = nn.BatchNorm(
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name,
             use_fast_variance=False,
@@ -267,6 +268,8 @@ FAMILY = Family(
     example_shape=lambda config: (1, 32, 32, config.get("num_channels", DEFAULTS["num_channels"])),
     inputs=("pooled",),
     kinds=((r"/normalization/", "norm"), (r"/convolution/", "convolution")),
+    folds={"normalization": "convolution"},
+    epsilon=EPSILON,
     # Flax files of basic blocks: the list within the list got its name from Linen.
     renames=((r"\.layer\.layer_(\d+)\.", r".layer.\1."),),
 )

@@ -1,0 +1,76 @@
+"""A job's network over a split, from its images or from what a phase's prefix made of them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from tl_jax import evaluation, input_pipeline, lora, parallel, prefix, runner, stages
+from tl_jax.evaluation import Evaluation
+from tl_jax.input_pipeline import Rows
+from tl_jax.job import Job
+from tl_jax.parallel import DataParallel
+from tl_jax.phases import Stage
+
+
+class Evaluator:
+    """Evaluates variables of a job's network.
+
+    Args:
+      job: whose network it is.
+      devices: that compute.
+    """
+
+    def __init__(self, job: Job, devices: DataParallel):
+        self._job, self._devices = job, devices
+        self._compiled = functools.cache(self._compile)
+
+    def split(self, variables: Any, role: str) -> Evaluation:
+        """Over all images of a split, run plainly, as the exported network will."""
+        return self.rows(variables, self._job.rows(role), 0, None)
+
+    def rows(self, variables: Any, rows: Rows, first: int, stage: Stage | None) -> Evaluation:
+        """Over all rows, which enter block `first`.
+
+        In a phase's `stage` the prefix runs as it does before its steps and for its cache, so that
+        what is found does not depend on whether there is one.
+        """
+        job, devices = self._job, self._devices
+        number = None if stage is None else job.stages.index(stage)
+        step, ready, run_below = self._compiled(first, number)
+        merged = lora.merge(job.plan.adapters, variables)
+        below = devices.replicate(ready(merged)) if ready else None
+        batches = input_pipeline.evaluation_batches(
+            rows,
+            batch_size=job.config.data.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=job.config.data.threads,
+        )
+
+        def prepared(batch: Any) -> Any:
+            batch = devices.shard(batch)
+            return run_below(below, batch) if run_below else batch
+
+        return evaluation.evaluate(step, devices.replicate(merged), map(prepared, batches))
+
+    def _compile(
+        self, first: int, number: int | None
+    ) -> tuple[Callable, Callable | None, Callable | None]:
+        """The step, and where the prefix runs before it, what makes it ready and runs it."""
+        job, ready, run_below = self._job, None, None
+        if number is not None and not first and prefix.can_be_ready(job.stages[number].plan):
+            stage = job.stages[number]
+            first, ready = stage.plan.boundary, stages.prefix_of(job, stage)
+            below = runner.below_step(job, stage)
+            run_below = self._devices.compile(
+                lambda held, batch: {**batch, **below(held, batch, None)}, arguments=1, split=True
+            )
+        take = runner.activations if first else job.preprocess
+
+        def classify(variables, batch):
+            return job.pretrained.module.apply(variables, take(batch), first=first)
+
+        step = evaluation.make_eval_step(classify, len(job.class_names), parallel.AXIS)
+        return self._devices.compile(step, arguments=1), ready, run_below
