@@ -37,7 +37,7 @@ def trained(config, kinds=None, keep=None):
     start = run.pretrained.variables
     state, frozen = stages.begin(run, start)
     meter = Meter(config.data.batch_size, run.learning_rate, 1000, 0.0, {})
-    position, step, losses = None, 0, []
+    step, losses = 0, []
     for number, stage in enumerate(run.stages):
         if number:
             state, frozen = stages.follow(run, number, state, frozen, start["params"])
@@ -47,7 +47,7 @@ def trained(config, kinds=None, keep=None):
         inputs = feature_cache.fill(run, stage, choice, devices, whole, untracked)
         if kinds is not None:
             kinds.append((choice.kind, choice.first))
-        runner = Runner(run, stage, devices, inputs, state, frozen, meter, position)
+        runner = Runner(run, stage, devices, inputs, state, frozen, meter)
         while step < stage.last:
             stop = min(run.next_stop(step, runner.longest), stage.last)
             if keep and step < keep:
@@ -56,9 +56,8 @@ def trained(config, kinds=None, keep=None):
             step = stop
             losses += [m["loss"] for _, m in meter._pending]
             meter.read()
-            position = runner.position
             if step == keep:
-                runner = Runner(run, stage, devices, inputs, state, frozen, meter, position)
+                runner = Runner(run, stage, devices, inputs, state, frozen, meter)
     return stages.host(steps.variables_of(state.trainable, state.statistics, frozen)), losses
 
 

@@ -188,3 +188,36 @@ class TestEvaluation:
         next(evaluate(digits))["image"][:] = 0
         assert np.array_equal(same[0]["image"], digits[0]["image"])
         assert digits[0]["image"].any()
+
+
+@pytest.mark.parametrize("start", [1, 6, 7, 11])
+def test_after_the_first_batches_come_the_others(digits, start):
+    """From any batch on, inside an epoch or between two, with views as with none."""
+    rows = ImageRows(digits, PREPROCESSING)
+    settings = {"batch_size": 8, "seed": 3, "num_epochs": 2}
+    for views in (None, 3):
+        whole = list(training_batches(rows, **settings, views=views))
+        rest = list(training_batches(rows, **settings, views=views, start=start))
+        assert len(whole) == 12 and len(rest) == 12 - start
+        for ours, theirs in zip(rest, whole[start:], strict=True):
+            for name in theirs:
+                np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_worker_processes_give_the_same_batches(tmp_path):
+    """Images of many sizes, decoded and resized elsewhere; what is wrong with one is said here."""
+    folder = write_folder(tmp_path / "images", {"a": 9, "b": 9}, many_sizes=True)
+    rows = ImageRows(open_dataset(f"folder:{folder}", {"train": "train"})["train"], PREPROCESSING)
+    assert not rows.cheap
+    settings = {"batch_size": 4, "seed": 0, "num_epochs": 2, "threads": 1}
+    here = list(training_batches(rows, **settings, start=1))
+    there = list(training_batches(rows, **settings, start=1, workers=2))
+    assert len(here) == len(there) == 7
+    for ours, theirs in zip(there, here, strict=True):
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+        np.testing.assert_array_equal(ours["label"], theirs["label"])
+    broken = sorted(folder.glob("a/*.png"))[3]
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(Exception, match=broken.name) as caught:
+        list(training_batches(rows, **settings, workers=2))
+    assert "cannot be decoded" in str(caught.value)

@@ -40,7 +40,7 @@ def alone(config):
     whole = steps.variables_of(state.trainable, state.statistics, frozen)
     inputs = feature_cache.fill(run, stage, choice, devices, whole, lambda pieces, _: pieces)
     meter = Meter(config.data.batch_size, run.learning_rate, 1000, 0.0, {})
-    run_steps = runner.Runner(run, stage, devices, inputs, state, frozen, meter, None)
+    run_steps = runner.Runner(run, stage, devices, inputs, state, frozen, meter)
     evaluator = Evaluator(run, devices)
     found = []
     for epoch in range(config.train.epochs):

@@ -1,5 +1,8 @@
 """The step: what it moves, what it costs, and that it is the same on any number of devices."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,3 +220,85 @@ def test_reported_cost_is_the_compiled_one(digits_config):
     assert reported["flops_per_step"] <= 1.02 * reported["flops_minimum"]
     compiled, *_ = cost_of(config)  # 8 images, as one of 8 devices has of a batch of 64
     assert reported["flops_per_step"] == pytest.approx(compiled, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["resnet_bottleneck", "vit_smaller"])
+def test_rematerialised_gradients_are_the_same(digits_config, name):
+    """Dropout and moving statistics included: one forward pass above the boundary more."""
+    fields = {"freeze.strategy": "full"}
+    if name.startswith("resnet"):
+        fields["freeze.batch_norm"] = "batch"
+    config = digits_config(name, **fields)
+    pretrained = load_pretrained(config.model.pretrained, 10)
+    _, (plan, *_), pretrained = job.resolve_plans(config, pretrained)
+    update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1)
+    state, frozen = steps.divide(plan, pretrained.variables, update)
+    batch = images_and_labels(8)
+    x = pretrained.preprocessing.device(batch["image"])
+    keys = jax.random.split(jax.random.key(0), 8)
+    found = []
+    for again in (False, True):
+        loss = steps.make_loss(pretrained.module, plan, rematerialise=again)
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        args = (state.trainable, state.statistics, frozen, x, batch["label"], keys)
+        (value, (_, statistics)), grads = run(*args)
+        found.append((value, statistics, grads))
+        flops = costs.lowered_flops(jax.grad(loss, has_aux=True), *args)
+        found[-1] += (flops,)
+    for one, other in zip(
+        jax.tree.leaves(found[0][:3]), jax.tree.leaves(found[1][:3]), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    forward = costs.lowered_flops(loss, *args)
+    assert 0.8 * forward < found[1][3] - found[0][3] < 1.1 * forward
+
+
+@pytest.mark.parametrize("name", ["resnet_bottleneck", "vit_smaller"])
+def test_rematerialising_keeps_less(digits_config, name):
+    """For the backward pass it keeps the parameters, and of activations what passes on."""
+    config = digits_config(name, **{"freeze.strategy": "full"})
+    pretrained = load_pretrained(config.model.pretrained, 10)
+    _, (plan, *_), pretrained = job.resolve_plans(config, pretrained)
+    update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1)
+    state, frozen = steps.divide(plan, pretrained.variables, update)
+    x = jax.ShapeDtypeStruct((64, *SHAPE), jnp.float32)
+    labels = jax.ShapeDtypeStruct((64,), jnp.int32)
+
+    def kept(loss):
+        def backward(trainable, statistics, frozen, x, labels):
+            return jax.vjp(lambda t: loss(t, statistics, frozen, x, labels, None)[0], trainable)[1]
+
+        found = jax.eval_shape(backward, state.trainable, state.statistics, frozen, x, labels)
+        return param_tree.nbytes(jax.tree.leaves(found))
+
+    all_of_it = kept(steps.make_loss(pretrained.module, plan))
+    passed_on = kept(steps.make_loss(pretrained.module, plan, rematerialise=True))
+    between = [
+        jax.eval_shape(lambda v, i, b=b: pretrained.module.apply(v, i, last=b), variables, x)
+        for variables in [pretrained.variables]
+        for b in range(1, len(plan.blocks) + 1)
+    ]
+    least = param_tree.nbytes(jax.tree.leaves(between))
+    held = param_tree.nbytes(jax.tree.leaves((pretrained.variables, x, labels)))
+    assert passed_on <= least + 2 * held < all_of_it / 2
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "top_k", "full"])
+def test_devices_exchange_the_trainable_bytes_and_no_more(digits_config, strategy, kind):
+    """Every all-reduce of the compiled step, summed: the gradients and the metrics."""
+    config = digits_config("resnet_bottleneck", **{"freeze.strategy": strategy})
+    _plan, step, state, frozen, _ = build(config, parallel.AXIS)
+    devices = parallel.DataParallel(kind)
+    state, frozen = devices.replicate((state, frozen))
+    batch = devices.shard(images_and_labels(16))
+    text = devices.compile(step, arguments=2).lower(state, frozen, batch).compile().as_text()
+    exchanged = 0
+    for line in text.splitlines():
+        if match := re.search(r" = (.*?) all-reduce(?:-start)?\(", line):
+            for shape in re.findall(r"f32\[([\d,]*)\]", match[1]):
+                exchanged += 4 * math.prod(int(size) for size in shape.split(",") if size)
+        assert " all-gather(" not in line and " all-to-all(" not in line
+    trainable, metrics = param_tree.nbytes(jax.tree.leaves(state.trainable)), 3 * 4
+    # Equal gradients (of the shifts of two norms that are added) and equal metrics go once.
+    assert 0.98 * trainable <= exchanged <= trainable + metrics

@@ -65,6 +65,7 @@ class Data:
     views: int | None = _option(None, at_least=1)  # draws of the augmentation; None: anew each step
     skip_unreadable: bool = False  # leave unreadable images of a folder out instead of stopping
     threads: int = _option(8, at_least=1)  # that read and decode
+    workers: int = _option(0, at_least=0)  # processes for it, each with so many threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Train:
     # new head's large errors would throw the trunk's weights far off.
     gradient_clip_norm: float | None = _option(None, at_least=0.0)
     gradient_accumulation: int = _option(1, at_least=1)  # micro-batches a step
+    rematerialise: bool = False  # compute blocks again in the backward pass, for less memory
     checkpoint_every_steps: int | None = _option(None, at_least=1)  # besides each epoch's end
 
 
@@ -171,6 +173,7 @@ WITHOUT_EFFECT = (
     "logging",
     "data.dir",
     "data.threads",
+    "data.workers",
     "train.checkpoint_every_steps",
 )
 

@@ -47,6 +47,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=job.config.data.threads,
+            workers=job.config.data.workers,
         )
 
         def prepared(batch: Any) -> Any:

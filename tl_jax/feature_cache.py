@@ -295,6 +295,7 @@ def _run(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=job.config.data.threads,
+            workers=job.config.data.workers,
         )
         left, pending = layout.examples, None
         for batch in batches:
@@ -377,7 +378,7 @@ def _read_images(job: Job, rows: Rows) -> dict[str, np.ndarray]:
     """All images and labels of a split, in order."""
     size = job.config.data.batch_size
     batches: Iterable = input_pipeline.evaluation_batches(
-        rows, batch_size=size, threads=job.config.data.threads
+        rows, batch_size=size, threads=job.config.data.threads, workers=job.config.data.workers
     )
     parts = [(batch["image"], batch["label"]) for batch in batches]
     images, labels = (np.concatenate(part)[: len(rows)] for part in zip(*parts, strict=True))

@@ -100,6 +100,7 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=config.data.threads,
+            workers=config.data.workers,
         )
         compiled = devices.compile(step, arguments=1, donate=False)
         evaluations[split] = evaluation.evaluate(compiled, variables, map(devices.shard, batches))

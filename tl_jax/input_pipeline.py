@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from tl_jax.datasets import Examples
 from tl_jax.errors import UserError
@@ -94,16 +95,17 @@ def training_batches(
     seed: int,
     num_epochs: int | None,
     views: int | None = None,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
+    workers: int = 0,
     prefetch: int = 16,
 ) -> grain.DatasetIterator:
     """Shuffled batches of this process, one epoch after the other.
 
     Every epoch has its own order, uses an example at most once, and drops what is left over after
-    len(rows) // batch_size batches. `get_state()` and `set_state()` restore the position
-    exactly; `grain.checkpoint` saves it with Orbax. In epoch e example i shows view (i + e) mod
+    len(rows) // batch_size batches. In epoch e example i shows view (i + e) mod
     `views`, so that in so many epochs it shows each of them once.
 
     Args:
@@ -112,9 +114,11 @@ def training_batches(
       seed: of the order.
       num_epochs: number of epochs, None for no end.
       views: how many an example has; None where it has but one.
+      start: batches of all epochs to leave out, as they were used before.
       process_index: of this process.
       process_count: number of processes.
       threads: batches that are read at the same time, None for a number that suits their size.
+      workers: processes that read and decode, for images too large for the threads of one.
       prefetch: batches that may wait to be used.
 
     Returns:
@@ -130,10 +134,10 @@ def training_batches(
             f"data.batch_size is {batch_size}, but the training split {rows.name} has only "
             f"{len(rows)} examples; take at most that."
         )
-    start, steps_per_epoch = process_index * local, len(rows) // batch_size
+    first, steps_per_epoch = process_index * local, len(rows) // batch_size
 
     def load(number: int, indices: np.ndarray) -> Batch:
-        mine = indices[start : start + local]
+        mine = indices[first : first + local]
         if views is None:
             return rows.load(mine)
         return rows.load(mine, ((mine + number // steps_per_epoch) % views).astype(np.int32))
@@ -146,7 +150,9 @@ def training_batches(
         .repeat(num_epochs)
         .map_with_index(load)
     )
-    return iter(batches.to_iter_dataset(_reading(rows, threads, prefetch)))
+    if start:
+        batches = batches.slice(slice(start, None))
+    return iter(_reading(batches, rows, threads, workers, prefetch))
 
 
 def evaluation_batches(
@@ -157,6 +163,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
+    workers: int = 0,
     prefetch: int = 16,
 ) -> grain.DatasetIterator:
     """All rows once, in order; every process yields ceil(len(rows) / batch_size) batches.
@@ -183,12 +190,21 @@ def evaluation_batches(
 
     steps = -(-len(rows) // batch_size)
     batches = grain.MapDataset.range(steps).map(padded)
-    return iter(batches.to_iter_dataset(_reading(rows, threads, prefetch)))
+    return iter(_reading(batches, rows, threads, workers, prefetch))
 
 
-def _reading(rows: Rows, threads: int | None, prefetch: int) -> grain.ReadOptions:
+def _reading(
+    batches: grain.MapDataset, rows: Rows, threads: int | None, workers: int, prefetch: int
+) -> grain.IterDataset:
+    """The batches in order, read ahead by threads, of this process or of workers."""
     usual = 2 if rows.cheap else THREADS
-    return grain.ReadOptions(num_threads=threads or usual, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=threads or usual, prefetch_buffer_size=prefetch)
+    found = batches.to_iter_dataset(options)
+    if not workers or rows.cheap:
+        return found
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, of which we have none
+    return found.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:

@@ -44,7 +44,7 @@ class Runner:
     """Runs the steps of a phase.
 
     A step is one program, on what the boundary's block takes; what lies below is another, which
-    runs before it where the rows are images. So it is the same step whether a cache holds its input.
+    runs before it where the rows are images. So a step is the same whether a cache holds its input.
 
     Args:
       job: whose phase it is.
@@ -54,7 +54,6 @@ class Runner:
       state: at its start.
       frozen: what does not train.
       meter: told what each step returns, and how long it took.
-      position: of the training batches, as `get_state` gave it; None for the start.
     """
 
     def __init__(
@@ -66,13 +65,12 @@ class Runner:
         state: TrainState,
         frozen: Frozen,
         meter: Meter,
-        position: Any,
     ):
         self._devices, self._meter, self._resident = devices, meter, inputs.resident
         rows = inputs.rows["train"]
-        self._batches = training_batches(job, rows if self._resident is None else OrderOnly(rows))
-        if position is not None:
-            self._batches.set_state(position)
+        self._batches = training_batches(
+            job, rows if self._resident is None else OrderOnly(rows), start=int(state.step)
+        )
         first, below = inputs.choice.first, None
         if prefix.can_be_ready(stage.plan):
             if not first:
@@ -103,11 +101,6 @@ class Runner:
         self._look_up = devices.compile(steps.look_up, arguments=1, split=True)
         self._run_below = devices.compile(run_below, arguments=2, split=True)
         meter.expect_compilation()
-
-    @property
-    def position(self) -> Any:
-        """Of the training batches."""
-        return self._batches.get_state()
 
     def advance(self, state: TrainState, step: int, stop: int) -> TrainState:
         """The state after `stop` steps, from that after `step`; at most `longest` more."""
@@ -175,13 +168,16 @@ def loops(plan: Plan, first: int) -> bool:
 def train_step(job: Job, stage: Stage, first: int, axis_name: str | None) -> Callable:
     """The step of a phase whose rows enter block `first`: images at 0, else activations."""
     module = job.pretrained.module.clone(axis_name=axis_name)
-    smoothing = job.config.train.label_smoothing
+    config = job.config.train
+    loss = steps.make_loss(
+        module, stage.plan, config.label_smoothing, first, rematerialise=config.rematerialise
+    )
     return steps.make_train_step(
-        steps.make_loss(module, stage.plan, smoothing, first),
+        loss,
         stage.optimizer,
         activations if first else job.preprocess,
         seed=job.config.seed,
-        micro_batches=job.config.train.gradient_accumulation,
+        micro_batches=config.gradient_accumulation,
         axis_name=axis_name,
     )
 
@@ -191,15 +187,19 @@ def activations(batch: dict[str, Any], keys: Any = None) -> Any:
     return batch["activations"]
 
 
-def training_batches(job: Job, rows: Rows, epochs: int | None = None) -> grain.DatasetIterator:
-    """The training batches of this process."""
+def training_batches(
+    job: Job, rows: Rows, *, start: int = 0, epochs: int | None = None
+) -> grain.DatasetIterator:
+    """The training batches of this process, after the first `start`."""
     return input_pipeline.training_batches(
         rows,
         batch_size=job.config.data.batch_size,
         seed=job.config.seed,
         num_epochs=epochs or job.config.train.epochs,
         views=job.config.data.views,
+        start=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=job.config.data.threads,
+        workers=job.config.data.workers,
     )

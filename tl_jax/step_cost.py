@@ -37,9 +37,13 @@ def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
-    loss = steps.make_loss(job.pretrained.module, stage.plan, job.config.train.label_smoothing)
+    train, network = job.config.train, job.pretrained.module
+    loss = steps.make_loss(network, stage.plan, train.label_smoothing)
+    run = steps.make_loss(
+        network, stage.plan, train.label_smoothing, rematerialise=train.rematerialise
+    )
     step = steps.make_train_step(
-        loss, stage.optimizer, lambda batch, keys: batch["image"], seed=job.config.seed
+        run, stage.optimizer, lambda batch, keys: batch["image"], seed=job.config.seed
     )
     state, frozen = jax.eval_shape(
         lambda variables: steps.divide(stage.plan, variables, stage.optimizer),

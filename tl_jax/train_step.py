@@ -1,5 +1,6 @@
 """The training step: one pure function of a state, what is frozen, and a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -75,7 +76,12 @@ def variables_of(trainable: Any, statistics: Any, frozen: Frozen) -> dict[str, A
 
 
 def make_loss(
-    module: nn.Module, plan: Plan, label_smoothing: float = 0.0, first: int = 0
+    module: nn.Module,
+    plan: Plan,
+    label_smoothing: float = 0.0,
+    first: int = 0,
+    *,
+    rematerialise: bool = False,
 ) -> Callable:
     """The loss as a function of what trains.
 
@@ -85,6 +91,8 @@ def make_loss(
       label_smoothing: share of the target that is spread evenly over all classes.
       first: the block that its input enters: 0 for images, or `plan.boundary` for what the prefix
         made of them.
+      rematerialise: whether the backward pass computes each block again instead of keeping all that
+        it needs: one forward pass above the boundary more, and memory for one block.
 
     Returns:
       `loss(trainable, statistics, frozen, x, labels, keys)` → mean loss [] in nats and (logits
@@ -104,14 +112,24 @@ def make_loss(
                 **options,
             )
 
+    def block_by_block(variables, x, keys):
+        moved: dict[str, Any] = {}
+        for index in range(plan.boundary, len(plan.blocks)):
+            block = functools.partial(run, first=index, last=index + 1)
+            x, moved = jax.checkpoint(block)({**variables, **moved}, x, keys)
+        return x, moved
+
     def loss(trainable, statistics, frozen, x, labels, keys):
         # The prefix holds nothing that trains, so it stands outside of what is differentiated.
         moved = {}
         if first < plan.boundary:
             below = variables_of({}, statistics, frozen)
             x, moved = run(below, x, keys, first=first, last=plan.boundary)
-        variables = variables_of(trainable, statistics, frozen)
-        logits, moved_above = run({**variables, **moved}, x, keys, first=plan.boundary)
+        variables = {**variables_of(trainable, statistics, frozen), **moved}
+        if rematerialise:
+            logits, moved_above = block_by_block(variables, x, keys)
+        else:
+            logits, moved_above = run(variables, x, keys, first=plan.boundary)
         if plan.statistics:
             statistics, _ = plan.split_statistics(moved_above["batch_stats"])
         mean = losses.cross_entropy(logits, labels, label_smoothing).mean()

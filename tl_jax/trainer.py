@@ -152,7 +152,7 @@ def _fit(
       The log, the meter, and each phase's certificate.
     """
     config, start = job.config, job.pretrained.variables
-    position: dict[str, Any] = {"phase": 0, "timing": {}, "proofs": [], "input": None}
+    position: dict[str, Any] = {"phase": 0, "timing": {}, "proofs": []}
     if checkpoints.last is None:
         if config.freeze.batch_norm == "reestimate" and config.freeze.reestimate == "before":
             start = _reestimate(job, devices, start)
@@ -161,7 +161,7 @@ def _fit(
     else:
         state, frozen, position = _restore(job, checkpoints, checkpoints.last)
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
-    step, proofs, place = int(state.step), list(position["proofs"]), position["input"]
+    step, proofs = int(state.step), list(position["proofs"])
     log = MetricsLog(workdir, step, writes=parallel.is_first())
     timing = position["timing"]
     every = config.logging.every_steps
@@ -189,7 +189,7 @@ def _fit(
                     _fill, job, stage, choices[number], devices, _variables(state, frozen), bar
                 )
                 meter.filled(inputs.seconds)
-                runner = Runner(job, stage, devices, inputs, state, frozen, meter, place)
+                runner = Runner(job, stage, devices, inputs, state, frozen, meter)
             while runner and step < stage.last:
                 profile.before(step + 1)
                 stop = job.next_stop(step, runner.longest)
@@ -218,12 +218,10 @@ def _fit(
                         raise RunFailed(
                             f"the devices differ at step {step}: a bug, please report it"
                         )
-                    place = runner.position
                     kept = {
                         "phase": number,
                         "before": before,
                         "proofs": proofs,
-                        "input": place,
                         "timing": meter.position,
                         **results.identity(job),
                         "plan": {p: group.name for p, group in stage.plan.groups.items()},
