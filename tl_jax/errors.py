@@ -49,7 +49,9 @@ def is_text(name: str) -> bool:
 def nearest(name: str, known: Iterable[str]) -> str:
     """', did you mean X?' for the nearest known name; by its last part where the whole is far."""
     known = list(known)
-    initials = {"".join(word[0] for word in k.rsplit(".", 1)[-1].split("_")): k for k in known}
+    initials = {
+        "".join(word[0] for word in k.rsplit(".", 1)[-1].split("_")): k for k in reversed(known)
+    }
     if (last := name.rsplit(".", 1)[-1]) in initials:  # lr
         return f"; did you mean {initials[last]}?"
     by_last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
