@@ -86,7 +86,7 @@ class Job:
 
     def learning_rate(self, step: int) -> float:
         """The configuration's learning rate at step `step` (from 1 on), before any multiplier."""
-        return float(self.stage_at(step).schedule(step - 1))
+        return float(jax.jit(self.stage_at(step).schedule)(step - 1))  # op by op it takes long
 
     @property
     def plan_sha256(self) -> str:

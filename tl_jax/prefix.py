@@ -2,8 +2,10 @@
 
 Nothing in it trains, so that its form is free: each BatchNorm on its stored statistics is folded
 into the convolution below it, W' = W γ / √(σ² + ε) and b' = β − μ γ / √(σ² + ε), adapters are
-merged, and kernels are held in the dtype that the network computes in. The models know nothing of
-that: a folded BatchNorm is intercepted, and adds b'.
+merged, and kernels are held in the dtype that the network computes in. On a CPU 1 × 1 convolutions,
+and larger ones of few positions, are matrix products over patches: up to four times as fast there
+as XLA's convolutions (docs/performance.md). The models know nothing of that: their layers are
+intercepted.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from tl_jax import lora, param_tree
 from tl_jax.freezing import Plan
 from tl_jax.models.family import Family
 
+_FEW = 14 * 14  # positions up to which patches pay, measured at 64, 128 and 224 px
 _SHIFT = "shift"  # collection of the folded BatchNorms' b', by the layer's path
 
 
@@ -69,13 +72,47 @@ def apply(module: nn.Module, plan: Plan, prefix: Mapping[str, Any], images: jax.
       prefix: as `ready` gave it.
       images: preprocessed, float [N, H, W, channels].
     """
-    shifts = prefix[_SHIFT]
+    shifts, as_products = prefix[_SHIFT], jax.default_backend() == "cpu"
 
     def intercept(call, args, kwargs, context):
         path = param_tree.SEPARATOR.join(context.module.path)
-        if context.method_name == "__call__" and path in shifts:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if path in shifts:
             return jnp.add(args[0], shifts[path])
+        if as_products and isinstance(context.module, nn.Conv):
+            found = _over_patches(context.module, *args)
+            return call(*args, **kwargs) if found is None else found
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         return module.apply({"params": prefix["params"]}, images, last=plan.boundary)
+
+
+def _over_patches(layer: nn.Conv, x: jax.Array) -> jax.Array | None:
+    """The layer's convolution as one product of all patches [N, h, w, k k C] with its kernel.
+
+    None where that would not pay, or the layer is of another kind.
+    """
+    dilated = layer.input_dilation not in (None, 1) or layer.kernel_dilation not in (None, 1)
+    padding = 0 if layer.padding == "VALID" else layer.padding
+    if layer.feature_group_count != 1 or dilated or not isinstance(padding, int):
+        return None
+    kernel = layer.variables["params"]["kernel"].astype(layer.dtype)
+    rows, columns = kernel.shape[:2]
+    strides = layer.strides
+    down, across = strides if isinstance(strides, tuple) else (strides or 1,) * 2
+    height = (x.shape[1] + 2 * padding - rows) // down + 1
+    width = (x.shape[2] + 2 * padding - columns) // across + 1
+    if height * width > _FEW and (rows, columns) != (1, 1):
+        return None
+    x = jnp.pad(x.astype(layer.dtype), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    patches = [
+        x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * across + 1 : across]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    found = jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return (
+        found + layer.variables["params"]["bias"].astype(layer.dtype) if layer.use_bias else found
+    )

@@ -164,7 +164,7 @@ def _fit(
     step, proofs = int(state.step), list(position["proofs"])
     log = MetricsLog(workdir, step, writes=parallel.is_first())
     timing = position["timing"]
-    every = config.logging.every_steps
+    every, identity = config.logging.every_steps, results.identity(job)
     meter = Meter(config.data.batch_size, job.learning_rate, every, started, timing)
 
     with (
@@ -223,7 +223,7 @@ def _fit(
                         "before": before,
                         "proofs": proofs,
                         "timing": meter.position,
-                        **results.identity(job),
+                        **identity,
                         "plan": {p: group.name for p, group in stage.plan.groups.items()},
                     }
                     keep = stages.kept(job, number, state, frozen)
