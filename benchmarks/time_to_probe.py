@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from tl_jax import config_files, input_pipeline, job, trainer
+from tl_jax import config_files, input_pipeline, job, prefix, stages, trainer
 
 METHODS = ("forward", "cached", "uncached", "torch", "scikit-learn")
 
@@ -45,15 +45,14 @@ def pixels(run):
 
 def forward(run, images):
     """Seconds of one pass of the trunk over the images, and the features."""
-    module, variables = run.pretrained.module, jax.device_put(run.pretrained.variables)
-    features = jax.jit(lambda variables, x: module.apply(variables, x, last=-1))
+    module, stage = run.pretrained.module, run.stages[0]
+    below = stages.prefix_of(run, stage)(run.pretrained.variables)
+    features = jax.jit(lambda below, x: prefix.apply(module, stage.plan, below, x))
     size = run.config.data.batch_size
     parts = [images[start : start + size] for start in range(0, len(images), size)]
-    jax.block_until_ready(
-        [features(variables, part) for part in {len(p): p for p in parts}.values()]
-    )
+    jax.block_until_ready([features(below, part) for part in {len(p): p for p in parts}.values()])
     start = time.perf_counter()
-    found = [np.asarray(features(variables, part)) for part in parts]
+    found = [np.asarray(features(below, part)) for part in parts]
     return time.perf_counter() - start, np.concatenate(found)
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,6 +60,14 @@ def _check_metrics(folder: epath.Path) -> None:
                 float(json.loads(file.read_bytes())[_METRIC])
 
 
+class _Waiting(NamedTuple):
+    """A checkpoint that is not yet being written."""
+
+    state: Any
+    position: dict[str, Any]
+    accuracy: float | None
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a work directory.
 
@@ -74,6 +82,7 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, keep: Sequence[int] = ()):
         folder = epath.Path(folder)
         _check_metrics(folder)
+        self._keep, self._waiting = frozenset(keep), dict[int, _Waiting]()
         self._manager = ocp.CheckpointManager(
             folder if "://" in str(folder) else folder.absolute(),  # Orbax takes no relative path
             item_names=("state", "position"),
@@ -100,6 +109,9 @@ class Checkpoints:
     ) -> None:
         """Writes a copy of both in the background: the caller may change or donate them at once.
 
+        While an earlier one is still being written, a later one waits; of those that wait only the
+        last, the best and those to be kept are written, as the others would be deleted again.
+
         Args:
           step: steps done.
           kept: tree of arrays, replicated over devices; see `stages.kept`.
@@ -112,14 +124,30 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         host, position = jax.tree.map(np.array, kept), copy.deepcopy(position)
-        with _disk_errors():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(host), position=ocp.args.JsonSave(position)
-                ),
-                metrics=None if accuracy is None else {_METRIC: accuracy},
-            )
+        best = max((w.accuracy or -1.0 for w in self._waiting.values()), default=-1.0)
+        self._waiting = {
+            earlier: w
+            for earlier, w in self._waiting.items()
+            if earlier in self._keep or (w.accuracy == best >= (accuracy or -1.0))
+        }
+        self._waiting[step] = _Waiting(host, position, accuracy)
+        # Processes save together, so that none may find it ready where another does not.
+        if jax.process_count() > 1 or not self._manager.is_saving_in_progress():
+            self._write()
+
+    def _write(self) -> None:
+        """Hands everything that waits over, each after the one before it."""
+        waiting, self._waiting = self._waiting, {}
+        for step, found in sorted(waiting.items()):
+            with _disk_errors():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(found.state),
+                        position=ocp.args.JsonSave(found.position),
+                    ),
+                    metrics=None if found.accuracy is None else {_METRIC: found.accuracy},
+                )
 
     @property
     def last(self) -> int | None:
@@ -170,6 +198,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is written."""
+        self._write()
         with _disk_errors():
             self._manager.wait_until_finished()
 
@@ -177,5 +206,6 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._write()
         with _disk_errors():
             self._manager.close()  # waits, so that an interrupted run keeps what it had saved

@@ -83,13 +83,15 @@ class Inputs:
       choice: how it gets them.
       rows: by split, "train" and, if there is one, "validation".
       resident: leaves [rows, …] of the training split on every device, None where they are not.
-      seconds: that it took.
+      seconds: that it took, without compilation.
+      compile_seconds: of the prefix.
     """
 
     choice: Choice
     rows: Mapping[str, Rows]
     resident: Any
-    seconds: float
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
 def choose(
@@ -159,13 +161,14 @@ def fill(
     started = time.perf_counter()
     roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
+    compiling: list[float] = []
     if choice.first:
         run = _compile_prefix(job, stage.plan, devices)
         below = devices.replicate(stages.prefix_of(job, stage)(variables))
         for role, layout in choice.layouts.items():
 
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
-                return track(_run(job, run, devices, below, role, layout), layout)
+                return track(_run(job, run, devices, below, role, layout, compiling), layout)
 
             if choice.kind == "disk":
                 rows[role] = _shared(job, stage.plan, variables, role, layout, produce)
@@ -174,10 +177,11 @@ def fill(
     resident = None
     if choice.kind == "device" and not choice.first:
         resident = devices.replicate(_read_images(job, rows["train"]))
-    inputs = Inputs(choice, rows, resident, 0.0)
+    inputs = Inputs(choice, rows, resident)
     if choice.kind == "device":
         inputs = on_devices(inputs, devices)
-    return dataclasses.replace(inputs, seconds=time.perf_counter() - started)
+    took = time.perf_counter() - started - sum(compiling)
+    return dataclasses.replace(inputs, seconds=took, compile_seconds=sum(compiling))
 
 
 def on_devices(inputs: Inputs, devices: DataParallel) -> Inputs:
@@ -278,6 +282,7 @@ def _run(
     below: Any,
     role: str,
     layout: Layout,
+    compiling: list[float],
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
     """Activations and labels of a split, batch by batch, view by view, one behind the device."""
 
@@ -299,7 +304,10 @@ def _run(
         )
         left, pending = layout.examples, None
         for batch in batches:
+            started = time.perf_counter()
             found = run(below, devices.shard(batch))
+            if not compiling:  # the first call returns when it is compiled, not when it is done
+                compiling.append(time.perf_counter() - started)
             if pending is not None:
                 yield take(*pending)
             pending, left = (found, min(size, left)), left - size

@@ -76,9 +76,10 @@ class Meter:
         self._since += time.perf_counter() - start
         return result
 
-    def filled(self, seconds: float) -> None:
+    def filled(self, seconds: float, compile_seconds: float) -> None:
         """Takes the time that a cache of the prefix took; it is none of the training's."""
         self._cache += seconds
+        self._compile += compile_seconds
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes what a step returned, without waiting for it."""

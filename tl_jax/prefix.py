@@ -8,6 +8,7 @@ as XLA's convolutions (docs/performance.md). The models know nothing of that: th
 intercepted.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,21 +73,30 @@ def apply(module: nn.Module, plan: Plan, prefix: Mapping[str, Any], images: jax.
       prefix: as `ready` gave it.
       images: preprocessed, float [N, H, W, channels].
     """
-    shifts, as_products = prefix[_SHIFT], jax.default_backend() == "cpu"
+    shifts = prefix[_SHIFT]
 
     def intercept(call, args, kwargs, context):
         path = param_tree.SEPARATOR.join(context.module.path)
-        if context.method_name != "__call__":
-            return call(*args, **kwargs)
-        if path in shifts:
+        if context.method_name == "__call__" and path in shifts:
             return jnp.add(args[0], shifts[path])
-        if as_products and isinstance(context.module, nn.Conv):
+        return call(*args, **kwargs)
+
+    with products(), nn.intercept_methods(intercept):
+        return module.apply({"params": prefix["params"]}, images, last=plan.boundary)
+
+
+def products() -> contextlib.AbstractContextManager:
+    """On a CPU, a context in which convolutions of few positions are matrix products."""
+    if jax.default_backend() != "cpu":
+        return contextlib.nullcontext()
+
+    def intercept(call, args, kwargs, context):
+        if context.method_name == "__call__" and isinstance(context.module, nn.Conv):
             found = _over_patches(context.module, *args)
             return call(*args, **kwargs) if found is None else found
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(intercept):
-        return module.apply({"params": prefix["params"]}, images, last=plan.boundary)
+    return nn.intercept_methods(intercept)
 
 
 def _over_patches(layer: nn.Conv, x: jax.Array) -> jax.Array | None:

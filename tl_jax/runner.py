@@ -172,8 +172,13 @@ def train_step(job: Job, stage: Stage, first: int, axis_name: str | None) -> Cal
     loss = steps.make_loss(
         module, stage.plan, config.label_smoothing, first, rematerialise=config.rematerialise
     )
+
+    def on_backend(*args):
+        with prefix.products():
+            return loss(*args)
+
     return steps.make_train_step(
-        loss,
+        on_backend,
         stage.optimizer,
         activations if first else job.preprocess,
         seed=job.config.seed,

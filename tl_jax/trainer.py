@@ -188,7 +188,7 @@ def _fit(
                 inputs = features or meter.aside(
                     _fill, job, stage, choices[number], devices, _variables(state, frozen), bar
                 )
-                meter.filled(inputs.seconds)
+                meter.filled(inputs.seconds, inputs.compile_seconds)
                 runner = Runner(job, stage, devices, inputs, state, frozen, meter)
             while runner and step < stage.last:
                 profile.before(step + 1)
