@@ -31,6 +31,8 @@ def time_to_probe(axes, rows):
             axes.axhline(row["seconds"], ls=":", c="0.4" if row["method"] == "forward" else "0.7")
             axes.annotate(row["method"], (1, row["seconds"]), va="bottom", fontsize="small")
     axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="seconds")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend()
 
 
@@ -59,6 +61,7 @@ def head_grid(axes, rows):
     """Time of a whole run against the number of heads that it searched."""
     axes.plot([row["heads"] for row in rows], [row["seconds"] for row in rows], "o-")
     axes.set(xscale="log", xlabel="heads", ylabel="seconds, cache included", ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def main():

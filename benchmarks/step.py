@@ -84,7 +84,12 @@ def ours(run, stage, calls):
         run_below = run_below.lower(below, images).compile()
         taken = size(run_below)
     loss = steps.make_loss(run.pretrained.module, stage.plan, first=first)
-    step = steps.make_train_step(loss, stage.optimizer, lambda b, keys: b["x"], seed=0)
+
+    def on_backend(*args):
+        with prefix.products():
+            return loss(*args)
+
+    step = steps.make_train_step(on_backend, stage.optimizer, lambda b, keys: b["x"], seed=0)
     state, frozen, images, labels = jax.device_put((state, frozen, images, labels))
     del labels["image"]
 
