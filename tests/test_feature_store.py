@@ -187,3 +187,18 @@ def test_the_manifest_says_what_it_is_for_people(tmp_path):
     assert manifest["key"] == KEY
     shutil.rmtree(tmp_path / feature_store.name_of(KEY))
     check(store(tmp_path))
+
+
+def test_what_is_none_of_its_own_is_left_alone(tmp_path):
+    """A folder in use for other things: a home, a repository."""
+    for name in (".git", ".ssh", "Documents", ".0123.part", "0" * 31):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("precious")
+    (tmp_path / ("." + "a" * 32 + ".part")).symlink_to(tmp_path / "Documents")
+    with pytest.raises(UserError, match="in 0 caches"):
+        store(tmp_path, never, limit=1)
+    check(store(tmp_path))
+    check(store(tmp_path, key={"other": 1}))
+    for name in (".git", ".ssh", "Documents", ".0123.part", "0" * 31):
+        assert (tmp_path / name / "file").read_text() == "precious"
+    assert not list(tmp_path.glob("c.lock")) and not (tmp_path / ".lock").exists()

@@ -195,4 +195,4 @@ def test_a_grid_on_the_command_line(digits_config, network, tmp_path, capsys):
     arguments = ["--config", str(config), "--workdir", str(tmp_path / "run")]
     assert main([*arguments, "--config.probe.grid.learning_rate=(0.01,0.1)"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("2 heads, the best 2 by validation") == 2, "the control has its own"
+    assert printed.count("2 heads; by validation the best:") == 2, "the control has its own"

@@ -251,7 +251,7 @@ def _probe_problems(config: Config) -> list[str]:
         if values is None:
             continue
         if not values or not all(map(fits, values)) or len(set(values)) < len(values):
-            problems.append(f"config.probe.grid.{name}: {values!r} are no different {what}")
+            problems.append(f"config.probe.grid.{name}: {values!r}: give {what}, each once")
     for name in config.probe.baselines:
         if name not in _BASELINES:
             problems.append(f"config.probe.baselines: {name!r} is none of {', '.join(_BASELINES)}")

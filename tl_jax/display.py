@@ -153,7 +153,7 @@ def grid_table(searched: Mapping[str, Any], most: int = 5) -> Group:
         ]
         table.add_row(*cells, f"{figures['accuracy']:.4f}", str(figures["epoch"]))
     lost = len(searched["settings"]) - len(found)
-    text = f"{len(searched['settings'])} heads, the best {min(most, len(found))} by validation"
+    text = f"{len(searched['settings'])} heads; by validation the best:"
     return Group(text + (f"; {lost} did not stay finite" if lost else ""), table)
 
 

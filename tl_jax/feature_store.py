@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from tl_jax.errors import UserError
 from tl_jax.input_pipeline import Indices
 
 SHARD_BYTES = 64 * 2**20
+_NAME = "[0-9a-f]{32}"  # of a cache's folder
 _MANIFEST, _LABELS = "manifest.json", "labels.safetensors"
 log = logging.getLogger(__name__)
 
@@ -266,11 +268,13 @@ def _check_room(root: Path, needed: int, limit: float, about: str) -> None:
       UserError: says what there is.
     """
     held = {}
-    for path in sorted(root.iterdir()):
-        if path.name.startswith(".") and path.is_dir():
-            with contextlib.suppress(BlockingIOError), _lock(root, path.name[1:-5]):
+    for path in sorted(root.iterdir()):  # which may hold what is none of ours
+        if not path.is_dir() or path.is_symlink():
+            continue
+        if cut_short := re.fullmatch(rf"\.({_NAME})\.part", path.name):
+            with contextlib.suppress(BlockingIOError), _lock(root, cut_short[1]):
                 shutil.rmtree(path, ignore_errors=True)
-        elif path.is_dir():
+        elif re.fullmatch(_NAME, path.name):
             held[path] = sum(file.stat().st_size for file in path.iterdir())
     if sum(held.values()) + needed <= limit:
         return

@@ -98,7 +98,7 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     config = _config(flags, overrides)
     _start_jax(config.logging.compilation_cache)
     if flags.mode == "eval":
-        idle = [name for name, _ in overrides if not name.startswith(_EVALUATION)]
+        idle = dict.fromkeys(n for n, _ in overrides if not n.startswith(_EVALUATION))
         if idle:
             raise UserError(
                 f"config.{', config.'.join(idle)}: without effect in --mode eval, which takes the "

@@ -99,12 +99,20 @@ def _ends(
       UserError: the lengths do not add up, or a phase has no step.
     """
     given = sum(length for length in epochs if length is not None)
+    own = config.freeze.phases is None and given
+    where = f"config.freeze ({config.freeze.strategy})" if own else "config.freeze.phases"
     open_ended = sum(length is None for length in epochs)
     left = config.train.epochs - given
-    if left < -1e-6 or (not open_ended and abs(left) > 1e-6):
+    if left < -1e-6 or (abs(left) > 1e-6) == (not open_ended):
         lengths = " + ".join(f"{length:g}" for length in epochs if length is not None)
+        if open_ended:
+            raise UserError(
+                f"{where}: phases with a length of their own take {lengths} = {given:g} epochs, and "
+                f"others are left: config.train.epochs must be more than {given:g}, is "
+                f"{config.train.epochs}"
+            )
         raise UserError(
-            f"config.freeze.phases: {lengths} = {given:g} epochs, but config.train.epochs is "
+            f"{where}: {lengths} = {given:g} epochs, but config.train.epochs is "
             f"{config.train.epochs}: change one of them"
         )
     done, ends = 0.0, []
@@ -114,7 +122,7 @@ def _ends(
     for plan, first, last in zip(plans, [0, *ends], ends, strict=False):
         if first == last:
             raise UserError(
-                f"config.freeze.phases: the phase {plan.phase!r} of {plan.strategy} has no step in "
+                f"{where}: the phase {plan.phase!r} of {plan.strategy} has no step in "
                 f"{config.train.epochs} epochs of {steps_per_epoch} steps: train longer, or give "
                 "it epochs"
             )

@@ -45,9 +45,15 @@ from tl_jax.workdir import MetricsLog, WorkDir
 def plan(config: Config, path: Any) -> dict[str, Any]:
     """Resolves, prints and draws the plan (beside no other run's); nothing is trained."""
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
-    description = job_lib.prepare(config).describe_plan()
+    if probe.wanted(config):
+        probe.check(job_lib.prepare(probe.widened(config)))
+    job = job_lib.prepare(config)
+    description = job.describe_plan()
+    choices = [feature_cache.choose(job, stage) for stage in job.stages]
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
+    for choice in choices:
+        display.console.print(f"cache {choice.kind}: {choice.reason}", markup=False)
     workdir = WorkDir(path)
     if parallel.is_first() and not workdir.differences(config):
         workdir.write_json("plan.json", description)
