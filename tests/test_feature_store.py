@@ -102,7 +102,9 @@ def dies_halfway():
 
 def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store, "SHARD_BYTES", 34 * 4)
-    child = multiprocessing.get_context("fork").Process(target=store, args=(tmp_path, dies_halfway))
+    child = multiprocessing.get_context("spawn").Process(
+        target=store, args=(tmp_path, dies_halfway)
+    )
     child.start()
     child.join(60)
     assert child.exitcode == 9

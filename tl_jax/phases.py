@@ -107,8 +107,8 @@ def _ends(
         lengths = " + ".join(f"{length:g}" for length in epochs if length is not None)
         if open_ended:
             raise UserError(
-                f"{where}: phases with a length of their own take {lengths} = {given:g} epochs, and "
-                f"others are left: config.train.epochs must be more than {given:g}, is "
+                f"{where}: phases with a length of their own take {lengths} = {given:g} epochs, "
+                f"and others are left: config.train.epochs must be more than {given:g}, is "
                 f"{config.train.epochs}"
             )
         raise UserError(
