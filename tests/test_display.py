@@ -27,10 +27,10 @@ def test_one_phase():
     assert shown(plan_display.plan_table(plan(PROBE))) == [
         "Plan: sample, the trunk's weights pretrained",
         "",
-        "group    parameters   rate   state bytes   blocks",
-        "─────────────────────────────────────────────────────────",
-        "frozen      177,408      –             –   stem … layer_1",
-        "head         20,490    0.1        81,960   head",
+        "group    parameters   rate   decay   state bytes   blocks",
+        "─────────────────────────────────────────────────────────────────",
+        "frozen      177,408      –       –             –   stem … layer_1",
+        "head         20,490    0.1       0        81,960   head",
         "",
         "Gradients end at head (block 4 of 0 to 4).",
         "Optimizer sgd: 81,960 bytes of state.",
@@ -43,14 +43,14 @@ def test_each_phase_has_its_own_rate_and_boundary():
         "Plan: sample, the trunk's weights pretrained",
         "",
         "Phase 1 of 2, phase_0: 2 epochs (steps 1 to 200), sgd; gradients end at head",
-        "group    parameters   rate   state bytes   blocks",
-        "─────────────────────────────────────────────────────────",
-        "frozen      177,408      –             –   stem … layer_1",
-        "head         20,490    0.1        81,960   head",
+        "group    parameters   rate   decay   state bytes   blocks",
+        "─────────────────────────────────────────────────────────────────",
+        "frozen      177,408      –       –             –   stem … layer_1",
+        "head         20,490    0.1       0        81,960   head",
         "",
         "Phase 2 of 2, full: 2 epochs (steps 201 to 400), adam; gradients end at stem",
-        "trunk       177,408   0.01       709,632   stem … layer_1",
-        "head         20,490   0.01        81,960   head",
+        "trunk       177,408   0.01       0       709,632   stem … layer_1",
+        "head         20,490   0.01       0        81,960   head",
         "",
         "The optimizer keeps at most 791,592 bytes of state.",
     ]
@@ -66,8 +66,8 @@ def test_groups_by_block_or_number_are_one_row():
     rows = shown(plan_display.plan_table(plan(by_block, numbered, blocks=names)))
     found = [line.split() for line in rows if line.startswith("trunk")]
     assert found == [
-        ["trunk/…", "510", "8.88e-17–0.1", "2,040", "stem", "…", "layer_49"],
-        ["trunk/…", "510", "0.1", "2,040", "stem", "…", "layer_49"],
+        ["trunk/…", "510", "8.88e-17–0.1", "0", "2,040", "stem", "…", "layer_49"],
+        ["trunk/…", "510", "0.1", "0", "2,040", "stem", "…", "layer_49"],
     ]
 
 
@@ -102,7 +102,7 @@ def test_scattered_blocks_are_named_as_they_lie():
     assert lines[5].endswith("6 blocks between b1 and b11")
 
 
-def test_decay_and_pull_have_columns_where_there_are_any():
+def test_pull_has_a_column_where_there_is_any():
     leaves = [
         leaf("stem", "convolution", 10, "trunk", weight_decay=0.01, pull_toward_start=0.5),
         leaf("stem", "norm", 10, "trunk"),
@@ -111,7 +111,7 @@ def test_decay_and_pull_have_columns_where_there_are_any():
     lines = shown(plan_display.plan_table(plan(leaves)))
     assert lines[2].split()[:5] == ["group", "parameters", "rate", "decay", "pull"]
     assert lines[4].split()[:5] == ["trunk", "20", "0.1", "0.01", "0.5"]
-    assert lines[5].split()[:5] == ["head", "10", "0.1", "–", "–"]
+    assert lines[5].split()[:5] == ["head", "10", "0.1", "0", "–"]
     assert "Weight decay acts on kernels only." in lines
     assert "Pull: decay toward the value that training started from." in lines
     assert "Weight decay acts on kernels only." not in shown(plan_display.plan_table(plan(PROBE)))

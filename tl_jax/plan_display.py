@@ -28,7 +28,7 @@ def plan_table(plan: Mapping[str, Any]) -> Group:
         for phase in phases
     ]
     rows = [row for table in tables for row in table]
-    shown = [c for c in rows[0] if c not in ("decay", "pull") or any(row[c] != "–" for row in rows)]
+    shown = [c for c in rows[0] if c != "pull" or any(row[c] != "–" for row in rows)]
     parts: list[Any] = [Text(f"Plan: {plan['strategy']}, the trunk's weights {plan['trunk']}\n")]
     for number, (phase, table) in enumerate(zip(phases, tables, strict=True)):
         if len(phases) > 1:
@@ -60,6 +60,7 @@ def _group_row(name: str, leaves: Sequence[Leaf], phase: Mapping[str, Any]) -> d
     }
     if name != "frozen":
         rate = phase["learning_rate"]
+        row["decay"] = "0"
         row["rate"] = plan_rows.span(rate * leaf["learning_rate_multiplier"] for leaf in leaves)
         row["state bytes"] = f"{sum(leaf['optimizer_state_bytes'] for leaf in leaves):,}"
         for column, field in (("decay", "weight_decay"), ("pull", "pull_toward_start")):

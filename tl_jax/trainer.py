@@ -53,7 +53,8 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
     for choice in choices:
-        display.console.print(f"cache {choice.kind}: {choice.reason}", markup=False)
+        text = f"cache {choice.kind}: {choice.reason}"
+        display.console.print(text, markup=False, highlight=False, soft_wrap=True)
     workdir = WorkDir(path)
     if parallel.is_first() and not workdir.differences(config):
         workdir.write_json("plan.json", description)
