@@ -127,7 +127,7 @@ def choose(
     saved = share * (1 - views / epochs) if epochs > views else 0.0
     if saved < LEAST_SAVED and not needed:
         why = f"{share:.0%} of a step's computation lies below {plan.blocks[plan.boundary]}"
-        why += f", and {views} of {epochs:g} epochs would run it all the same"
+        why += f", and {views} of {epochs:.2g} epochs would run it all the same"
         return _images(job, stage, why)
     device, host = memory.device_available(), memory.host_available()
     limit = job.config.cache_limit_gb * 1e9

@@ -145,6 +145,11 @@ def _training(facts: Mapping[str, Any]) -> Iterator[str]:
         f"| frozen | {frozen:,} | {100 * frozen / total:.4g} % |\n"
         f"| total | {total:,} | |"
     )
+    if steps := facts.get("steps"):
+        yield (
+            f"These weights are those after step {steps['best']} of {steps['trained']}, in the "
+            f"phase {_code(steps['best_phase'])}; later phases did not touch them."
+        )
     proof = facts["certificate"]
     before, after = _code(proof["sha256_before"]), _code(proof["sha256_after"])
     if not proof["leaves"]:

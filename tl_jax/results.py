@@ -205,6 +205,8 @@ def _card(job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
         "trunk": job.plan.trunk,
         "boundary_block": job.plan.blocks[job.plan.boundary],
         "certificate": summary["freeze"]["certificate"],
+        # With one phase, or weights between two, the best step says nothing of what was trained.
+        "steps": summary["steps"] if len(job.stages) > 1 and not job.recipe.interpolate else None,
         "test": summary["metrics"].get("test"),
         "validation": summary["metrics"].get("validation"),
         "image_size": job.pretrained.preprocessing.output_size,

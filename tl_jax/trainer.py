@@ -52,8 +52,9 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     choices = [feature_cache.choose(job, stage) for stage in job.stages]
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
-    for choice in choices:
-        text = f"cache {choice.kind}: {choice.reason}"
+    for stage, choice in zip(job.stages, choices, strict=True):
+        phase = f" in {stage.plan.phase}" if len(choices) > 1 else ""
+        text = f"cache{phase} {choice.kind}: {choice.reason}"
         display.console.print(text, markup=False, highlight=False, soft_wrap=True)
     workdir = WorkDir(path)
     if parallel.is_first() and not workdir.differences(config):

@@ -48,6 +48,9 @@ def test_resumed_in_any_phase_and_between_them(digits_config, strategy, tmp_path
     config = digits_config("resnet_basic", **fields, **{"train.checkpoint_every_steps": 2})
     whole = trainer.train(config, tmp_path / "whole")
     assert whole["freeze"]["certificate"]["ok"]
+    card = (tmp_path / "whole" / "export" / "README.md").read_text()
+    chosen = f"after step {whole['steps']['best']} of {whole['steps']['trained']}, in the phase"
+    assert (chosen in card) == (strategy == "gradual_unfreezing")
     for step in cuts:
         with monkeypatch.context() as patch:
             cut_after(patch, step)
@@ -78,6 +81,8 @@ def test_wise_ft_is_the_probe_at_0_and_the_end_at_1(digits_config, tmp_path):
         "linear_probe",
         "full",
     ]
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert "after step" not in card, "they are between two"
 
 
 def test_interpolation_is_linear_and_leaves_what_did_not_move():
