@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from summary_contract import SUMMARY, wrong_fields
 
 from tl_jax import config as config_lib
-from tl_jax import load_pretrained, param_tree, trainer
+from tl_jax import load_pretrained, param_tree, runner, trainer
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.workdir import WorkDir
 
@@ -241,6 +241,25 @@ def test_a_broken_certificate_fails_the_run(digits_config, tmp_path, monkeypatch
         trainer.train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["freeze"]["certificate"]["ok"] is False
+
+
+@pytest.mark.parametrize("part", ["_below", "_held"])
+def test_what_moves_on_the_devices_fails_the_run(digits_config, tmp_path, monkeypatch, part):
+    """The certificate is of what the steps ran on: the prefix ready to run, the rest above it."""
+    fields = {"freeze.strategy": "bitfit", "freeze.batch_norm": "frozen"}
+    fields = {} if part == "_below" else fields
+    config = digits_config("resnet_bottleneck", cache="off", **{"train.epochs": 1, **fields})
+    real = runner.Runner.advance
+
+    def advance(self, *args):
+        held = getattr(self, part)
+        moved = jax.tree.map(lambda x: x * np.float32(1.000001) if x.ndim == 4 else x, held)
+        setattr(self, part, moved)
+        return real(self, *args)
+
+    monkeypatch.setattr(runner.Runner, "advance", advance)
+    with pytest.raises(RunFailed, match="certificate"):
+        trainer.train(config, tmp_path)
 
 
 @pytest.mark.parametrize("strategy", ["random_trunk", "from_scratch"])

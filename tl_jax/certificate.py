@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from tl_jax import param_tree
@@ -19,11 +20,21 @@ def fingerprint(plan: Plan, variables: Mapping[str, Any], *, steps: bool = False
       steps: whether they are compared over the steps of a phase alone, which leave statistics alone
         that are measured anew before or after them.
     """
+    return _sha256(frozen_leaves(plan, variables, steps=steps))
+
+
+def sha256(tree: Any) -> str:
+    """SHA-256 over all leaves of a tree: place, dtype, shape and bytes of each."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return _sha256({jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+
+
+def _sha256(leaves: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
-    for path, leaf in frozen_leaves(plan, variables, steps=steps).items():
-        array = np.asarray(leaf)
+    for path, leaf in leaves.items():
+        array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        digest.update(array.view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -7,8 +7,9 @@ import grain
 import jax
 import numpy as np
 
-from tl_jax import input_pipeline, parallel, prefix, stages
+from tl_jax import certificate, input_pipeline, parallel, param_tree, prefix, stages
 from tl_jax import train_step as steps
+from tl_jax.errors import RunFailed
 from tl_jax.feature_cache import Inputs
 from tl_jax.freezing import Plan
 from tl_jax.input_pipeline import Rows
@@ -78,6 +79,7 @@ class Runner:
                 below = devices.replicate(stages.prefix_of(job, stage)(whole))
             first, frozen = stage.plan.boundary, stages.above(job, stage, frozen)
         self._held, self._below = devices.replicate(frozen), below
+        self._before = certificate.sha256(below)
         step = train_step(job, stage, first, parallel.AXIS)
         below_of = below_step(job, stage)
 
@@ -101,6 +103,20 @@ class Runner:
         self._look_up = devices.compile(steps.look_up, arguments=1, split=True)
         self._run_below = devices.compile(run_below, arguments=2, split=True)
         meter.expect_compilation()
+
+    def after(self, frozen: Frozen) -> Frozen:
+        """`frozen` with what the steps were given of it as it lies on the devices now.
+
+        Raises:
+          RunFailed: the prefix, which has another form there, is not what it was.
+        """
+        if certificate.sha256(self._below) != self._before:
+            raise RunFailed("certificate: the frozen prefix moved on the devices")
+        return Frozen(
+            param_tree.overlay(frozen.params, self._held.params),
+            param_tree.overlay(frozen.statistics, self._held.statistics),
+            frozen.start,
+        )
 
     def advance(self, state: TrainState, step: int, stop: int) -> TrainState:
         """The state after `stop` steps, from that after `step`; at most `longest` more."""

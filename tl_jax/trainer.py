@@ -236,6 +236,8 @@ def _fit(
                     }
                     keep = stages.kept(job, number, state, frozen)
                     meter.aside(checkpoints.save, step, keep, kept, accuracy)
+            if runner:  # what lay on the devices, not what was kept here
+                frozen = runner.after(frozen)
             whole = _variables(state, frozen)
             proof = certificate.certify(stage.plan, before, whole, steps=True)
             proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
@@ -252,7 +254,9 @@ def _probe(
       The content of `probe.json`, and the features of the head that is to be trained; None where
       the file was there.
     """
-    if (found := workdir.read_json("probe.json")) is not None:
+    key = config_lib.config_hash(config)
+    found = workdir.read_json("probe.json")
+    if found is not None and found.get("config_hash") == key:
         return found, None
     job = job_lib.prepare(probe.widened(config))
     probe.check(job)
@@ -264,10 +268,10 @@ def _probe(
     variables = devices.replicate(job.pretrained.variables)
     with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
         inputs = _fill(job, stage, choice, devices, variables, bar)
-    found, head = {}, config.head.input
+    found, head = {"config_hash": key}, config.head.input
     if probe.has_grid(config):
         inputs = feature_cache.on_devices(inputs, devices)
-        found = probe.search(job, inputs, devices)
+        found |= probe.search(job, inputs, devices)
         display.console.print(display.grid_table(found))
         head = found["chosen"]["input"]
     inputs = probe.narrowed(inputs, job.pretrained, head, devices)
