@@ -3,9 +3,8 @@
 Nothing in it trains, so that its form is free: each BatchNorm on its stored statistics is folded
 into the convolution below it, W' = W γ / √(σ² + ε) and b' = β − μ γ / √(σ² + ε), adapters are
 merged, and kernels are held in the dtype that the network computes in. On a CPU 1 × 1 convolutions,
-and larger ones of few positions, are matrix products over patches: up to four times as fast there
-as XLA's convolutions (docs/performance.md). The models know nothing of that: their layers are
-intercepted.
+and larger ones of few positions, are matrix products over patches, which are faster there than
+XLA's convolutions. The models know nothing of that: their layers are intercepted.
 """
 
 import contextlib
