@@ -89,18 +89,20 @@ def ours(run, stage, calls):
         with prefix.products():
             return loss(*args)
 
-    step = steps.make_train_step(on_backend, stage.optimizer, lambda b, keys: b["x"], seed=0)
+    step = steps.make_train_step(on_backend, stage.optimizer, lambda b, keys: b["x"])
+    hyper = steps.Hyper(np.uint32(0), np.float32(run.config.optimizer.learning_rate))
     state, frozen, images, labels = jax.device_put((state, frozen, images, labels))
     del labels["image"]
 
     def input_of_step():
         return {"x": images if below is None else run_below(below, images), **labels}
 
-    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, input_of_step()).compile()
+    compiled = jax.jit(step, donate_argnums=0)
+    compiled = compiled.lower(state, frozen, hyper, input_of_step()).compile()
 
     def call():
         nonlocal state
-        state, metrics = compiled(state, frozen, input_of_step())
+        state, metrics = compiled(state, frozen, hyper, input_of_step())
         jax.block_until_ready((state, metrics))
 
     return median_seconds(call, calls), max(taken, size(compiled))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tl_jax import feature_cache, feature_store, job, memory, parallel, stages
+from tl_jax import cache_choice, feature_cache, feature_store, job, memory, parallel, stages
 from tl_jax import train_step as steps
 from tl_jax.errors import UserError
 from tl_jax.metrics import Meter
@@ -42,7 +42,7 @@ def trained(config, kinds=None, keep=None):
         if number:
             state, frozen = stages.follow(run, number, state, frozen, start["params"])
         state = devices.replicate(state)
-        choice = feature_cache.choose(run, stage)
+        choice = cache_choice.choose(run, stage)
         whole = steps.variables_of(state.trainable, state.statistics, frozen)
         inputs = feature_cache.fill(run, stage, choice, devices, whole, untracked)
         if kinds is not None:
@@ -171,7 +171,7 @@ def test_each_view_is_shown_once_in_as_many_epochs(small):
 
 def choice(config, stage=0):
     run = job.prepare(config)
-    return feature_cache.choose(run, run.stages[stage])
+    return cache_choice.choose(run, run.stages[stage])
 
 
 def test_auto_takes_the_nearest_memory_that_it_fits_into(small, monkeypatch):
@@ -206,7 +206,7 @@ def test_auto_takes_the_nearest_memory_that_it_fits_into(small, monkeypatch):
 )
 def test_auto_says_why_there_is_no_prefix(small, monkeypatch, fields, reason):
     # The stem of networks as small as these is more of them than of any real one.
-    monkeypatch.setattr(feature_cache, "LEAST_SAVED", 0.2)
+    monkeypatch.setattr(cache_choice, "LEAST_SAVED", 0.2)
     name = "vit_base" if fields.get("freeze.strategy") == "freeze_embed" else "resnet_bottleneck"
     found = choice(small(name, cache="auto", **fields))
     assert found.first == 0

@@ -12,7 +12,13 @@ from image_fixtures import DIGITS_DIR, noise, write_folder
 
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
-from tl_jax.input_pipeline import ImageRows, evaluation_batches, training_batches
+from tl_jax.input_pipeline import (
+    ImageRows,
+    Order,
+    evaluation_batches,
+    permutation,
+    training_batches,
+)
 from tl_jax.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(
@@ -25,9 +31,15 @@ def digits():
     return open_dataset("tfds:digits", {"test": "test[:50]"}, DIGITS_DIR)["test"]
 
 
+ORDER = {field.name for field in dataclasses.fields(Order)}
+
+
 def train(examples, **options):
-    settings = {"batch_size": 8, "seed": 3, "num_epochs": 1} | options
-    return training_batches(ImageRows(examples, PREPROCESSING), **settings)
+    order = {"batch_size": 8, "seed": 3}
+    order |= {name: options.pop(name) for name in list(options) if name in ORDER}
+    settings = {"num_epochs": 1} | options
+    rows = ImageRows(examples, PREPROCESSING)
+    return training_batches(rows, Order(len(rows), **order), **settings)
 
 
 def evaluate(examples, **options):
@@ -70,6 +82,21 @@ class TestTraining:
         assert indices(train(digits, num_epochs=2, seed=4)) != reference
         smaller = joined(indices(train(digits, batch_size=4)))
         assert smaller[:48] == joined(reference[:6])  # nor on the batch size
+
+    def test_the_order_of_an_epoch_is_drawn_at_once(self, digits):
+        """As the batches are, of any process, with views as with none; and for all time."""
+        for options in ({}, {"views": 3}, {"process_index": 1, "process_count": 2}):
+            found = list(train(digits, num_epochs=3, **options))
+            drawn = Order(50, 8, 3, **options).batches(4, 15)
+            for name, columns in drawn.items():
+                assert columns.dtype == np.int32
+                expected = np.stack([batch[name] for batch in found[4:15]], axis=1)
+                np.testing.assert_array_equal(columns, expected)
+        assert permutation(10, 0, 0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+
+    def test_orders_of_neighbouring_seeds_are_different(self):
+        orders = {permutation(50, seed, epoch).tobytes() for seed in (0, 1) for epoch in (0, 1)}
+        assert len(orders) == 4
 
     @pytest.mark.parametrize("count", [2, 4])
     def test_processes_share_every_batch(self, digits, count):
@@ -193,11 +220,9 @@ class TestEvaluation:
 @pytest.mark.parametrize("start", [1, 6, 7, 11])
 def test_after_the_first_batches_come_the_others(digits, start):
     """From any batch on, inside an epoch or between two, with views as with none."""
-    rows = ImageRows(digits, PREPROCESSING)
-    settings = {"batch_size": 8, "seed": 3, "num_epochs": 2}
     for views in (None, 3):
-        whole = list(training_batches(rows, **settings, views=views))
-        rest = list(training_batches(rows, **settings, views=views, start=start))
+        whole = list(train(digits, num_epochs=2, views=views))
+        rest = list(train(digits, num_epochs=2, views=views, start=start))
         assert len(whole) == 12 and len(rest) == 12 - start
         for ours, theirs in zip(rest, whole[start:], strict=True):
             for name in theirs:
@@ -207,11 +232,11 @@ def test_after_the_first_batches_come_the_others(digits, start):
 def test_worker_processes_give_the_same_batches(tmp_path):
     """Images of many sizes, decoded and resized elsewhere; what is wrong with one is said here."""
     folder = write_folder(tmp_path / "images", {"a": 9, "b": 9}, many_sizes=True)
-    rows = ImageRows(open_dataset(f"folder:{folder}", {"train": "train"})["train"], PREPROCESSING)
-    assert not rows.cheap
+    examples = open_dataset(f"folder:{folder}", {"train": "train"})["train"]
+    assert not ImageRows(examples, PREPROCESSING).cheap
     settings = {"batch_size": 4, "seed": 0, "num_epochs": 2, "threads": 1}
-    here = list(training_batches(rows, **settings, start=1))
-    there = list(training_batches(rows, **settings, start=1, workers=2))
+    here = list(train(examples, **settings, start=1))
+    there = list(train(examples, **settings, start=1, workers=2))
     assert len(here) == len(there) == 7
     for ours, theirs in zip(there, here, strict=True):
         np.testing.assert_array_equal(ours["image"], theirs["image"])
@@ -219,5 +244,5 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     broken = sorted(folder.glob("a/*.png"))[3]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(Exception, match=broken.name) as caught:
-        list(training_batches(rows, **settings, workers=2))
+        list(train(examples, **settings, workers=2))
     assert "cannot be decoded" in str(caught.value)

@@ -46,7 +46,6 @@ def build(digits_config, pretrained, **fields):
     update = optimizer.make_optimizer(
         config.optimizer,
         plan,
-        lambda step: config.optimizer.learning_rate,
         config.train.gradient_clip_norm or 0.0,
     )
     return config, plan, update
@@ -78,7 +77,7 @@ def test_multipliers_and_decay_reach_the_update(digits_config, resnet):
     _config, plan, update = build(digits_config, resnet, **fields)
     trainable, _ = plan.split_params(resnet.variables["params"])
     grads = jax.tree.map(jnp.ones_like, trainable)
-    updates, _ = update.update(grads, update.init(trainable), trainable, step=0, start={})
+    updates, _ = update.update(grads, update.init(trainable), trainable, rate=0.5, start={})
     flat, weights = param_tree.flatten(updates), param_tree.flatten(trainable)
     for path, change in flat.items():
         multiplier = 1.0 if path.startswith("classifier") else 0.1
@@ -92,7 +91,7 @@ def test_adamw_decays_kernels_only_and_decoupled(digits_config, resnet):
     _config, _plan, update = build(digits_config, resnet, **fields)
     params = resnet.variables["params"]
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = update.update(zeros, update.init(params), params, step=0, start={})
+    updates, _ = update.update(zeros, update.init(params), params, rate=0.05, start={})
     for path, change in param_tree.flatten(updates).items():
         weight = param_tree.flatten(params)[path]
         decay = 0.1 if path.endswith("kernel") else 0.0
@@ -104,7 +103,9 @@ def test_clipping_is_over_the_trainable_part(digits_config, resnet):
     config, plan, update = build(digits_config, resnet, **fields)
     trainable, _ = plan.split_params(resnet.variables["params"])
     grads = jax.tree.map(lambda x: jnp.full(x.shape, 2.0), trainable)
-    updates, _ = update.update(grads, update.init(trainable), trainable, step=0, start={})
+    updates, _ = update.update(
+        grads, update.init(trainable), trainable, rate=config.optimizer.learning_rate, start={}
+    )
     norm = np.sqrt(sum(float((u**2).sum()) for u in jax.tree.leaves(updates)))
     assert norm == pytest.approx(config.optimizer.learning_rate, rel=1e-5)
 

@@ -52,15 +52,21 @@ class Phases:
 
     def step(self, stage, axis_name=None, preprocess=None, micro_batches=1):
         module = self.pretrained.module.clone(axis_name=axis_name)
-        return steps.make_train_step(
+        train_step = steps.make_train_step(
             steps.make_loss(module, stage.plan, self.config.train.label_smoothing),
             stage.optimizer,
             preprocess
             or (lambda batch, keys: self.pretrained.preprocessing.device(batch["image"])),
-            seed=3,
             micro_batches=micro_batches,
             axis_name=axis_name,
         )
+        rates = stage.schedule(np.arange(stage.last))
+
+        def step(state, frozen, batch):
+            hyper = steps.Hyper(np.uint32(3), jnp.asarray(rates)[state.step])
+            return train_step(state, frozen, hyper, batch)
+
+        return step
 
     def run(self, kind=None, micro_batches=1):
         """Variables before and after each phase, on 8 devices where a kind is named."""
@@ -328,7 +334,7 @@ def test_decoupled_l2_sp_shrinks_the_distance_beside_the_gradient(digits_config)
     away = jax.tree.map(lambda w: w + 0.5, params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = stage.optimizer.update(
-        zeros, stage.optimizer.init(params), away, step=0, start=params
+        zeros, stage.optimizer.init(params), away, rate=stage.config.learning_rate, start=params
     )
     for path, change in param_tree.flatten(updates).items():
         expected = -0.1 * (0.01 * param_tree.flatten(away)[path])

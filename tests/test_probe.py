@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tl_jax import (
+    cache_choice,
     feature_cache,
     job,
     parallel,
@@ -36,7 +37,7 @@ def alone(config):
     devices, stage = parallel.DataParallel(config.parallel), run.stages[0]
     state, frozen = stages.begin(run, run.pretrained.variables)
     state = devices.replicate(state)
-    choice = feature_cache.choose(run, stage, needed=True)
+    choice = cache_choice.choose(run, stage, needed=True)
     whole = steps.variables_of(state.trainable, state.statistics, frozen)
     inputs = feature_cache.fill(run, stage, choice, devices, whole, lambda pieces, _: pieces)
     meter = Meter(config.data.batch_size, run.learning_rate, 1000, 0.0, {})
@@ -56,7 +57,7 @@ def searched(config):
     wide = job.prepare(probe.widened(config))
     probe.check(wide)
     devices, stage = parallel.DataParallel(config.parallel), wide.stages[0]
-    choice = feature_cache.choose(wide, stage, needed=True)
+    choice = cache_choice.choose(wide, stage, needed=True)
     whole = devices.replicate(wide.pretrained.variables)
     inputs = feature_cache.fill(wide, stage, choice, devices, whole, lambda pieces, _: pieces)
     inputs = feature_cache.on_devices(inputs, devices)

@@ -30,18 +30,21 @@ def build(config, axis_name=None, micro_batches=1):
     update = optimizer.make_optimizer(
         config.optimizer,
         plan,
-        lambda step: config.optimizer.learning_rate,
         config.train.gradient_clip_norm or 0.0,
     )
     module = pretrained.module.clone(axis_name=axis_name)
-    step = steps.make_train_step(
+    train_step = steps.make_train_step(
         steps.make_loss(module, plan, config.train.label_smoothing),
         update,
         lambda batch, keys: pretrained.preprocessing.device(batch["image"]),
-        seed=3,
         micro_batches=micro_batches,
         axis_name=axis_name,
     )
+    hyper = steps.Hyper(np.uint32(3), np.float32(config.optimizer.learning_rate))
+
+    def step(state, frozen, batch):
+        return train_step(state, frozen, hyper, batch)
+
     state, frozen = steps.divide(plan, pretrained.variables, update)
     return plan, step, state, frozen, pretrained
 
@@ -176,11 +179,12 @@ def cost_of(config):
     plan, _, state, frozen, pretrained = build(config)
     loss = steps.make_loss(pretrained.module, plan)
     clip = config.train.gradient_clip_norm or 0.0
-    update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1, clip)
-    step = steps.make_train_step(loss, update, lambda batch, keys: batch["image"], seed=0)
+    update = optimizer.make_optimizer(config.optimizer, plan, clip)
+    step = steps.make_train_step(loss, update, lambda batch, keys: batch["image"])
+    hyper = steps.Hyper(np.uint32(0), np.float32(0.1))
     batch = images_and_labels(8)
     images = jnp.zeros((8, *SHAPE))
-    compiled = costs.compiled_flops(step, state, frozen, {**batch, "image": images})
+    compiled = costs.compiled_flops(step, state, frozen, hyper, {**batch, "image": images})
     forward = costs.compiled_flops(pretrained.module.apply, pretrained.variables, images)
     least = costs.minimum_flops(
         lambda *args: loss(*args, None)[0],
@@ -231,7 +235,7 @@ def test_rematerialised_gradients_are_the_same(digits_config, name):
     config = digits_config(name, **fields)
     pretrained = load_pretrained(config.model.pretrained, 10)
     _, (plan, *_), pretrained = job.resolve_plans(config, pretrained)
-    update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1)
+    update = optimizer.make_optimizer(config.optimizer, plan)
     state, frozen = steps.divide(plan, pretrained.variables, update)
     batch = images_and_labels(8)
     x = pretrained.preprocessing.device(batch["image"])
@@ -259,7 +263,7 @@ def test_rematerialising_keeps_less(digits_config, name):
     config = digits_config(name, **{"freeze.strategy": "full"})
     pretrained = load_pretrained(config.model.pretrained, 10)
     _, (plan, *_), pretrained = job.resolve_plans(config, pretrained)
-    update = optimizer.make_optimizer(config.optimizer, plan, lambda step: 0.1)
+    update = optimizer.make_optimizer(config.optimizer, plan)
     state, frozen = steps.divide(plan, pretrained.variables, update)
     x = jax.ShapeDtypeStruct((64, *SHAPE), jnp.float32)
     labels = jax.ShapeDtypeStruct((64,), jnp.int32)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from summary_contract import SUMMARY, wrong_fields
 
 from tl_jax import config as config_lib
-from tl_jax import load_pretrained, param_tree, runner, trainer
+from tl_jax import input_pipeline, job, load_pretrained, losses, param_tree, runner, trainer
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.workdir import WorkDir
 
@@ -59,6 +59,17 @@ def test_the_export_is_the_trained_classifier_on_an_untouched_trunk(finished, ne
     assert exported["classifier.1.weight"].shape == (10, 32)
     assert np.abs(exported["classifier.1.weight"]).max() > 0
     assert load_pretrained(str(path / "export")).class_names == tuple("0123456789")
+
+
+def test_the_figures_are_those_of_the_export_run_plainly(finished):
+    path, config, summary = finished
+    classifier, test = load_pretrained(path / "export"), job.prepare(config).examples["test"]
+    images = np.stack([example["image"] for example in test])
+    labels = np.array([example["label"] for example in test])
+    logits = classifier.apply(classifier.preprocess(images))
+    loss, figures = losses.cross_entropy(logits, labels).mean(), summary["metrics"]["test"]
+    assert figures["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(float((logits.argmax(-1) == labels).mean()))
 
 
 def test_a_finished_run_says_so(finished, capsys):
@@ -166,6 +177,10 @@ def test_other_data_or_configuration_are_refused_without_config_json(
     real = trainer.results.identity
     monkeypatch.setattr(trainer.results, "identity", lambda job: real(job) | {"data": "other"})
     with pytest.raises(UserError, match=r"checkpoints: the data\."):
+        trainer.train(config, tmp_path)
+    monkeypatch.setattr(trainer.results, "identity", real)
+    monkeypatch.setattr(input_pipeline, "ORDER", "another")
+    with pytest.raises(UserError, match="how the order of the examples is drawn"):
         trainer.train(config, tmp_path)
 
 

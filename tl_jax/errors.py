@@ -14,6 +14,10 @@ class RunFailed(Exception):
     """The run itself went wrong (a loss that is not finite, a broken certificate): exit code 1."""
 
 
+class NotFinite(RunFailed):
+    """A loss or gradient is not finite."""
+
+
 # Of a terminal (C0, C1), lines within a line, the direction of writing, what is no Unicode.
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from tl_jax import evaluation, input_pipeline, lora, parallel, prefix, runner, stages
 from tl_jax.evaluation import Evaluation
 from tl_jax.input_pipeline import Rows
@@ -27,7 +25,7 @@ class Evaluator:
         self._compiled = functools.cache(self._compile)
 
     def split(self, variables: Any, role: str) -> Evaluation:
-        """Over all images of a split, run plainly, as the exported network will."""
+        """Over all images of a split, every block as the exported network will run it."""
         return self.rows(variables, self._job.rows(role), 0, None)
 
     def rows(self, variables: Any, rows: Rows, first: int, stage: Stage | None) -> Evaluation:
@@ -41,14 +39,7 @@ class Evaluator:
         step, ready, run_below = self._compiled(first, number)
         merged = lora.merge(job.plan.adapters, variables)
         below = devices.replicate(ready(merged)) if ready else None
-        batches = input_pipeline.evaluation_batches(
-            rows,
-            batch_size=job.config.data.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=job.config.data.threads,
-            workers=job.config.data.workers,
-        )
+        batches = input_pipeline.all_batches(rows, job.config.data)
 
         def prepared(batch: Any) -> Any:
             batch = devices.shard(batch)

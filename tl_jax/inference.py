@@ -1,5 +1,6 @@
 """A trained classifier at work: evaluated on a data set, or asked about single images."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,8 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
             f"{config.data.source} has the classes {', '.join(names)}, "
             f"the classifier in {path} has {', '.join(classifier.class_names)}"
         )
+    size = parallel.round_up(config.data.batch_size)
+    data = dataclasses.replace(config.data, batch_size=size)
     devices = DataParallel(config.parallel)
     variables = devices.replicate(classifier.variables)
     evaluations = {}
@@ -94,14 +97,8 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
             return classifier.module.apply(variables, preprocessing.device(batch["image"]))
 
         step = evaluation.make_eval_step(classify, len(names), parallel.AXIS)
-        batches = input_pipeline.evaluation_batches(
-            input_pipeline.ImageRows(found, classifier.preprocessing),
-            batch_size=parallel.round_up(config.data.batch_size),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=config.data.threads,
-            workers=config.data.workers,
-        )
+        rows = input_pipeline.ImageRows(found, classifier.preprocessing)
+        batches = input_pipeline.all_batches(rows, data)
         compiled = devices.compile(step, arguments=1, donate=False)
         evaluations[split] = evaluation.evaluate(compiled, variables, map(devices.shard, batches))
         display.console.print(display.evaluation_table(split, evaluations[split], names))

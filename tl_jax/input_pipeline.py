@@ -6,6 +6,7 @@ global batches hold the same examples in the same order, and process p reads row
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,11 +15,13 @@ import jax
 import numpy as np
 from absl import flags
 
+from tl_jax.config import Data
 from tl_jax.datasets import Examples
 from tl_jax.errors import UserError
 from tl_jax.preprocessing import Preprocessing
 
 THREADS = 8
+ORDER = "philox"  # names how an epoch's order is drawn: a run goes on only in its own
 SMALL = 64 * 64  # pixels; below this Python itself is the cost, and threads wait for each other
 Batch = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
@@ -88,35 +91,78 @@ class ImageRows:
         return batch if views is None else {**batch, "view": views}
 
 
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples the training batches of this process hold, one epoch after the other.
+
+    Every epoch has its own order, uses an example at most once, and drops what is left over after
+    examples // batch_size batches. In epoch e example i shows view (i + e) mod `views`, so that in
+    so many epochs it shows each of them once.
+
+    Attributes:
+      examples: in the split.
+      batch_size: of all processes together.
+      seed: of the order.
+      views: how many an example has; None where it has but one.
+      process_index: of this process.
+      process_count: number of processes.
+    """
+
+    examples: int
+    batch_size: int
+    seed: int
+    views: int | None = None
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches."""
+        return self.examples // self.batch_size
+
+    def batch(self, number: int) -> Batch:
+        """Those of batch `number` (from 0 on): "index" int32 [b] (and "view")."""
+        local = _local_size(self.batch_size, self.process_index, self.process_count)
+        epoch, place = divmod(number, self.steps_per_epoch)
+        start = place * self.batch_size + self.process_index * local
+        index = permutation(self.examples, self.seed, epoch)[start : start + local]
+        if self.views is None:
+            return {"index": index}
+        return {"index": index, "view": ((index + epoch) % self.views).astype(np.int32)}
+
+    def batches(self, start: int, stop: int) -> Batch:
+        """Those of batches `start` to `stop`: "index" (and "view") int32 [b, stop - start]."""
+        found = [self.batch(number) for number in range(start, stop)]
+        return {name: np.stack([batch[name] for batch in found], axis=1) for name in found[0]}
+
+
+@functools.lru_cache(maxsize=2)  # batches are read ahead into the next epoch
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch's examples, int32 [count]."""
+    # NumPy keeps the bits of its generators from release to release, not its `permutation`.
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    order = np.argsort(bits, kind="stable").astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
 def training_batches(
     rows: Rows,
+    order: Order,
     *,
-    batch_size: int,
-    seed: int,
     num_epochs: int | None,
-    views: int | None = None,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     threads: int | None = None,
     workers: int = 0,
     prefetch: int = 16,
 ) -> grain.DatasetIterator:
-    """Shuffled batches of this process, one epoch after the other.
-
-    Every epoch has its own order, uses an example at most once, and drops what is left over after
-    len(rows) // batch_size batches. In epoch e example i shows view (i + e) mod
-    `views`, so that in so many epochs it shows each of them once.
+    """Shuffled batches of this process.
 
     Args:
       rows: of the split to train on.
-      batch_size: of all processes together.
-      seed: of the order.
+      order: says which of them make up a batch.
       num_epochs: number of epochs, None for no end.
-      views: how many an example has; None where it has but one.
       start: batches of all epochs to leave out, as they were used before.
-      process_index: of this process.
-      process_count: number of processes.
       threads: batches that are read at the same time, None for a number that suits their size.
       workers: processes that read and decode, for images too large for the threads of one.
       prefetch: batches that may wait to be used.
@@ -128,28 +174,19 @@ def training_batches(
       UserError: the split is smaller than a batch, or a batch does not divide by the processes.
         The iterator raises it for an image that cannot be decoded.
     """
-    local = _local_size(batch_size, process_index, process_count)
-    if batch_size > len(rows):
+    _local_size(order.batch_size, order.process_index, order.process_count)
+    if order.batch_size > len(rows):
         raise UserError(
-            f"data.batch_size is {batch_size}, but the training split {rows.name} has only "
+            f"data.batch_size is {order.batch_size}, but the training split {rows.name} has only "
             f"{len(rows)} examples; take at most that."
         )
-    first, steps_per_epoch = process_index * local, len(rows) // batch_size
 
-    def load(number: int, indices: np.ndarray) -> Batch:
-        mine = indices[first : first + local]
-        if views is None:
-            return rows.load(mine)
-        return rows.load(mine, ((mine + number // steps_per_epoch) % views).astype(np.int32))
+    def load(number: int, _: Any) -> Batch:
+        batch = order.batch(number)
+        return rows.load(batch["index"], batch.get("view"))
 
-    batches = (
-        grain.MapDataset.range(len(rows))
-        .seed(seed)
-        .shuffle()
-        .batch(batch_size, drop_remainder=True)
-        .repeat(num_epochs)
-        .map_with_index(load)
-    )
+    epoch = grain.MapDataset.range(order.steps_per_epoch)
+    batches = epoch.repeat(num_epochs).map_with_index(load)
     if start:
         batches = batches.slice(slice(start, None))
     return iter(_reading(batches, rows, threads, workers, prefetch))
@@ -191,6 +228,19 @@ def evaluation_batches(
     steps = -(-len(rows) // batch_size)
     batches = grain.MapDataset.range(steps).map(padded)
     return iter(_reading(batches, rows, threads, workers, prefetch))
+
+
+def all_batches(rows: Rows, data: Data, *, view: int | None = None) -> grain.DatasetIterator:
+    """`evaluation_batches` of this process, read as the configuration says."""
+    return evaluation_batches(
+        rows,
+        batch_size=data.batch_size,
+        view=view,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=data.threads,
+        workers=data.workers,
+    )
 
 
 def _reading(

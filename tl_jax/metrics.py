@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from tl_jax.errors import RunFailed
+from tl_jax.errors import NotFinite
 
 # With more queued steps JAX 0.10 can abort a process that has several virtual CPU devices.
 _MAX_QUEUED_STEPS = 64
@@ -100,7 +100,7 @@ class Meter:
           For each logging interval that ended with one of them: its last step and its means.
 
         Raises:
-          RunFailed: a loss or a gradient is not finite; names the step.
+          NotFinite: a loss or a gradient is not finite; names the step.
         """
         read = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
         if read:
@@ -112,7 +112,7 @@ class Meter:
         for step, metrics in read:
             for name, value in metrics.items():
                 if not math.isfinite(value):
-                    raise RunFailed(f"{name.replace('_', ' ')} is {float(value)} at step {step}")
+                    raise NotFinite(f"{name.replace('_', ' ')} is {float(value)} at step {step}")
             self._interval.add(metrics)
             self._epoch.add(metrics)
             if step % self._every == 0:

@@ -1,6 +1,6 @@
 """The plan's groups as one `optax.multi_transform` over the trainable parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ from tl_jax.errors import UserError
 from tl_jax.freezing import Plan
 from tl_jax.recipes import Group
 
+# Steps of the run done so far, one or many → the learning rate of the next one, float32.
+Schedule = Callable[[Any], np.ndarray]
+
 
 def make_schedule(
     options: Optimizer,
@@ -22,8 +25,10 @@ def make_schedule(
     total_steps: int,
     start: int = 0,
     where: str = "config.optimizer",
-) -> optax.Schedule:
+) -> Schedule:
     """Learning rate by step of the run: a linear warm-up, then constant, or down to 0.
+
+    It is computed on the host, and a number to the compiled step.
 
     Args:
       options: shape, peak and warm-up.
@@ -35,7 +40,6 @@ def make_schedule(
     Raises:
       UserError: the warm-up is longer than the training.
     """
-    peak = options.learning_rate
     warmup = config_lib.steps_of(
         options.warmup, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
@@ -44,31 +48,34 @@ def make_schedule(
             f"{where}.warmup: {options.warmup!r} is {warmup} steps, "
             f"the whole {'training' if where == 'config.optimizer' else 'phase'} {total_steps}"
         )
-    rest = max(total_steps - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-    }[options.schedule]
-    schedule = after
-    if warmup:  # the first step already moves: its rate is peak / warmup, not 0
-        rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-        schedule = optax.join_schedules([rise, after], [warmup])
-    return lambda step: schedule(step - start)
+    shapes: dict[str, Callable] = {
+        "constant": np.ones_like,
+        "cosine": lambda done: (1 + np.cos(np.pi * done)) / 2,
+        "linear": lambda done: 1 - done,
+    }
+
+    def schedule(step: Any) -> np.ndarray:
+        step = np.asarray(step, np.float64) - start
+        done = np.clip((step - warmup) / max(total_steps - warmup, 1), 0, 1)
+        # The first step of a warm-up already moves: its rate is peak / warmup, not 0.
+        share = np.where(step < warmup, (step + 1) / max(warmup, 1), shapes[options.schedule](done))
+        return (options.learning_rate * share).astype(np.float32)
+
+    return schedule
 
 
 def make_optimizer(
-    options: Optimizer, plan: Plan, schedule: optax.Schedule, clip_norm: float = 0.0
+    options: Optimizer, plan: Plan, clip_norm: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """The update rule for the tree of trainable parameters.
 
-    Its `update` takes two arguments more: `step`, the steps of the run done so far, and `start`,
-    the tree of values that training started from (used where a group is pulled toward them).
+    Its `update` takes two arguments more: `rate`, the step's learning rate, and `start`, the tree
+    of values that training started from (used where a group is pulled toward them).
     Frozen parameters are not in those trees at all, so nothing here can move them or keep state for
     them. Clipping (at `clip_norm`, 0 for none) acts on the norm over the trainable part.
     """
     tree = labels(plan)
-    rules = {tree[path]: _rule(options, schedule, plan.groups[path]) for path in tree}
+    rules = {tree[path]: _rule(options, plan.groups[path]) for path in tree}
     update = optax.multi_transform(rules, param_tree.unflatten(tree))
     if clip_norm:
         update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
@@ -136,7 +143,7 @@ def _tails(names: Sequence[str]) -> list[str]:
     return [param_tree.SEPARATOR.join(names[start:]) for start in range(len(names))]
 
 
-def _rule(options: Optimizer, schedule: optax.Schedule, group: Group):
+def _rule(options: Optimizer, group: Group):
     decay = options.weight_decay if group.weight_decay is None else group.weight_decay
     own = group.weight_decay is not None  # a strategy's decay is of every parameter in the group
     pulls = []
@@ -149,7 +156,7 @@ def _rule(options: Optimizer, schedule: optax.Schedule, group: Group):
         direction = optax.trace(options.momentum) if options.momentum else optax.identity()
     # Decay decoupled from the gradient: arXiv:1711.05101.
     parts = [direction, *pulls] if _is_decoupled(options, group) else [*pulls, direction]
-    return optax.chain(*parts, _scale_by_rate(schedule, group.multiplier))
+    return optax.chain(*parts, _scale_by_rate(group.multiplier))
 
 
 def _is_decoupled(options: Optimizer, group: Group) -> bool:
@@ -157,13 +164,13 @@ def _is_decoupled(options: Optimizer, group: Group) -> bool:
     return group.decoupled or (options.name == "adamw" and group.weight_decay is None)
 
 
-def _scale_by_rate(schedule: optax.Schedule, multiplier: float | None):
-    """Updates times minus the rate at `step`; it keeps no counter of its own."""
+def _scale_by_rate(multiplier: float | None):
+    """Updates times minus `rate`, which is given: it keeps no counter of its own."""
     assert multiplier is not None, "frozen groups have no rule"
 
-    def update(updates, state, params=None, *, step, **_):
-        rate = multiplier * schedule(step)
-        return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
+    def update(updates, state, params=None, *, rate, **_):
+        own = multiplier * rate
+        return jax.tree.map(lambda u: (-own * u).astype(u.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

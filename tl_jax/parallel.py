@@ -49,6 +49,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def first_process_says(number: int) -> int:
+    """The first process's number, in every process."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def check_batch_size(batch_size: int, micro_batches: int = 1) -> None:
     """A training batch must divide by devices and micro-batches.
 

@@ -29,7 +29,7 @@ class Stage:
 
     plan: Plan
     config: Optimizer
-    schedule: optax.Schedule
+    schedule: optimizer.Schedule
     optimizer: optax.GradientTransformationExtraArgs
     clip_norm: float
     first: int
@@ -85,7 +85,7 @@ def stages_of(
         clip_norm = config.train.gradient_clip_norm
         if clip_norm is None:
             clip_norm = 0.0 if plan.training_blocks == (len(plan.blocks) - 1,) else 1.0
-        update = optimizer.make_optimizer(settings, plan, schedule, clip_norm=clip_norm)
+        update = optimizer.make_optimizer(settings, plan, clip_norm)
         stages.append(Stage(plan, settings, schedule, update, clip_norm, first, last))
     return tuple(stages)
 

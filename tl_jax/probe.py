@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import input_pipeline, losses, optimizer, parallel, param_tree, runner
+from tl_jax import cache_choice, input_pipeline, losses, optimizer, parallel, param_tree, runner
 from tl_jax import train_step as steps
 from tl_jax.config import Config, Grid
-from tl_jax.errors import RunFailed, UserError
+from tl_jax.errors import NotFinite, UserError
 from tl_jax.feature_cache import Inputs
 from tl_jax.feature_store import ActivationRows
 from tl_jax.input_pipeline import Rows
@@ -109,8 +109,7 @@ def check(job: Job) -> None:
         problem = "validation chooses: set config.data.splits.validation"
     elif job.config.probe.baselines and "test" not in job.examples:
         problem = "baselines are judged on test: set config.data.splits.test"
-    elif grid.seed and (job.plan.trunk == "random" or job.config.data.views):
-        drawn = "data.views" if job.config.data.views else "the random trunk"
+    elif grid.seed and (drawn := _drawn_by_seed(job)):
         problem = f"seed: {drawn} would change with it, too"
     elif len(set(grid.input or ())) > 1:
         head = job.config.head
@@ -120,6 +119,26 @@ def check(job: Job) -> None:
             problem = "input: give an MLP that sees several inputs its width, head.hidden"
     if problem:
         raise UserError(f"config.probe: {problem}")
+
+
+def _drawn_by_seed(job: Job) -> str | None:
+    """What of a run the features depend on that its seed draws."""
+    data = job.config.data
+    if data.views:
+        return "data.views"
+    if data.examples_per_class is not None or data.fraction is not None:
+        name = "fraction" if data.examples_per_class is None else "examples_per_class"
+        return f"the subset of data.{name}"
+    return "the random trunk" if job.plan.trunk == "random" else None
+
+
+def is_possible(job: Job) -> bool:
+    """Whether heads could be searched among: only a head trains, on features that can be kept."""
+    try:
+        check(job)
+    except UserError:
+        return False
+    return bool(cache_choice.choose(job, job.stages[0], needed=True).first)
 
 
 def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
@@ -135,7 +154,7 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
       fields of the best, by accuracy, then by loss.
 
     Raises:
-      RunFailed: no head's loss stayed finite.
+      NotFinite: no head's loss stayed finite.
     """
     config, grid = job.config, settings(job.config)
     seeds = list(dict.fromkeys(setting.seed for setting in grid))
@@ -143,8 +162,8 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
     stage = job.stages[0]
     _, frozen = steps.divide(stage.plan, job.pretrained.variables, stage.optimizer)
     masks = {s.input: _columns(job.pretrained, s.input) for s in grid}
+    rates = np.array([[_rates(job, s) for s in row] for row in by_seed])
     hyper = {
-        "learning_rate": np.array([[s.learning_rate for s in row] for row in by_seed], np.float32),
         "weight_decay": np.array([[s.weight_decay for s in row] for row in by_seed], np.float32),
         "seed": np.array([[s.seed for s in row] for row in by_seed], np.uint32),
         "columns": np.array([[masks[s.input] for s in row] for row in by_seed], np.float32),
@@ -159,16 +178,9 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
         entry = _entry(job.pretrained)
         return param_tree.unflatten({**flat, entry: flat[entry] * columns[:, None]})
 
-    def step(state, hyper, frozen, batch):
-        options = dataclasses.replace(
-            stage.config,
-            learning_rate=hyper["learning_rate"],
-            weight_decay=hyper["weight_decay"],
-        )
-        schedule = optimizer.make_schedule(
-            options, steps_per_epoch=job.steps_per_epoch, total_steps=job.total_steps
-        )
-        rule = optimizer.make_optimizer(options, stage.plan, schedule, clip_norm=stage.clip_norm)
+    def step(state, hyper, rate, frozen, batch):
+        options = dataclasses.replace(stage.config, weight_decay=hyper["weight_decay"])
+        rule = optimizer.make_optimizer(options, stage.plan, stage.clip_norm)
 
         def own(trainable, *rest):
             return loss(masked(trainable, hyper["columns"]), *rest)
@@ -177,20 +189,19 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
             own,
             rule,
             runner.activations,
-            seed=hyper["seed"],
             micro_batches=config.train.gradient_accumulation,
             axis_name=parallel.AXIS,
         )
-        return train_step(state, frozen, batch)
+        return train_step(state, frozen, steps.Hyper(hyper["seed"], rate), batch)
 
-    def epoch(states, hyper, frozen, rows, order):
-        def of_seed(states, hyper, order):
+    def epoch(states, hyper, rates, frozen, rows, order):
+        def of_seed(states, hyper, rates, order):
             batch = steps.look_up(rows, order)
-            return jax.vmap(step, (0, 0, None, None))(states, hyper, frozen, batch)
+            return jax.vmap(step, (0, 0, 0, None, None))(states, hyper, rates, frozen, batch)
 
         def body(i, states):
             now = jax.tree.map(lambda x: jnp.moveaxis(x[..., i], 1, 0), order)
-            return jax.vmap(of_seed)(states, hyper, now)[0]
+            return jax.vmap(of_seed)(states, hyper, rates[..., i], now)[0]
 
         return jax.lax.fori_loop(0, job.steps_per_epoch, body, states)
 
@@ -207,34 +218,21 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
 
         return jax.vmap(jax.vmap(one))(states, hyper)
 
-    run = devices.compile(epoch, arguments=4, donate=True)
+    run = devices.compile(epoch, arguments=5, donate=True)
     look = devices.compile(evaluate, arguments=3, donate=False)
     states, hyper, frozen = devices.replicate((states, hyper, frozen))
     validation = inputs.rows["validation"]
-    orders = [
-        runner.training_batches(
-            dataclasses.replace(job, config=dataclasses.replace(config, seed=seed)),
-            runner.OrderOnly(inputs.rows["train"]),
-        )
-        for seed in seeds
-    ]
+    orders = [dataclasses.replace(runner.order_of(job), seed=seed) for seed in seeds]
     best: dict[Setting, dict[str, Any]] = {}
     for number in range(1, config.train.epochs + 1):
-        drawn = [[next(order) for _ in range(job.steps_per_epoch)] for order in orders]
-        # [n, seeds, steps]
-        order = jax.tree.map(
-            lambda *leaves: np.stack(leaves, axis=1),
-            *[jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *rows) for rows in drawn],
-        )
-        states = run(states, hyper, frozen, inputs.resident, devices.shard(order))
+        first, last = (number - 1) * job.steps_per_epoch, number * job.steps_per_epoch
+        drawn = [order.batches(first, last) for order in orders]
+        order = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *drawn)  # [n, seeds, steps]
+        now = devices.replicate(rates[..., first:last])
+        states = run(states, hyper, now, frozen, inputs.resident, devices.shard(order))
         sums = [
             jax.device_get(look(states, hyper, frozen, devices.shard(batch)))
-            for batch in input_pipeline.evaluation_batches(
-                validation,
-                batch_size=config.data.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+            for batch in input_pipeline.all_batches(validation, config.data)
         ]
         hits, nats = (np.sum(part, axis=0) / len(validation) for part in zip(*sums, strict=True))
         for row, accuracies, losses_ in zip(by_seed, hits, nats, strict=True):
@@ -243,7 +241,7 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
                 if np.isfinite(mean) and _rank(figures) > _rank(best.get(setting)):
                     best[setting] = figures
     if not best:
-        raise RunFailed("config.probe.grid: no head's loss stayed finite; try lower learning rates")
+        raise NotFinite("config.probe.grid: no head's loss stayed finite; try lower learning rates")
     chosen = max(best, key=lambda setting: _rank(best[setting]))
     return {
         "settings": [
@@ -318,8 +316,17 @@ def _begin(job: Job, setting: Setting, columns: np.ndarray) -> steps.TrainState:
     params = {**network.variables["params"], network.family.head: param_tree.unflatten(initial)}
     # As with any weight decay: whether there is one must not shape the state.
     options = dataclasses.replace(stage.config, weight_decay=1.0)
-    rule = optimizer.make_optimizer(options, stage.plan, stage.schedule, stage.clip_norm)
+    rule = optimizer.make_optimizer(options, stage.plan, stage.clip_norm)
     return steps.divide(stage.plan, {**network.variables, "params": params}, rule)[0]
+
+
+def _rates(job: Job, setting: Setting) -> np.ndarray:
+    """The learning rate of each step, float32 [steps]."""
+    options = dataclasses.replace(job.stages[0].config, learning_rate=setting.learning_rate)
+    schedule = optimizer.make_schedule(
+        options, steps_per_epoch=job.steps_per_epoch, total_steps=job.total_steps
+    )
+    return schedule(np.arange(job.total_steps))
 
 
 def _stack(trees: Sequence[Any]) -> Any:

@@ -12,33 +12,12 @@ from tl_jax import train_step as steps
 from tl_jax.errors import RunFailed
 from tl_jax.feature_cache import Inputs
 from tl_jax.freezing import Plan
-from tl_jax.input_pipeline import Rows
+from tl_jax.input_pipeline import Order, Rows
 from tl_jax.job import Job
 from tl_jax.metrics import Meter
 from tl_jax.parallel import DataParallel
 from tl_jax.phases import Stage
-from tl_jax.train_step import Frozen, TrainState
-
-
-class OrderOnly:
-    """Rows of which only "index" (and "view") are loaded: the rest lies on the device.
-
-    Args:
-      rows: that lie there.
-    """
-
-    cheap = True
-
-    def __init__(self, rows: Rows):
-        self.name, self._count = rows.name, len(rows)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def load(self, indices: Any, views: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """See `input_pipeline.Rows`."""
-        order = {"index": np.asarray(indices, np.int32)}
-        return order if views is None else {**order, "view": views}
+from tl_jax.train_step import Frozen, Hyper, TrainState
 
 
 class Runner:
@@ -68,10 +47,10 @@ class Runner:
         meter: Meter,
     ):
         self._devices, self._meter, self._resident = devices, meter, inputs.resident
-        rows = inputs.rows["train"]
-        self._batches = training_batches(
-            job, rows if self._resident is None else OrderOnly(rows), start=int(state.step)
-        )
+        self._schedule, self._order = stage.schedule, order_of(job)
+        self._seed = devices.replicate(np.uint32(job.config.seed))
+        if self._resident is None:
+            self._batches = training_batches(job, inputs.rows["train"], start=int(state.step))
         first, below = inputs.choice.first, None
         if prefix.can_be_ready(stage.plan):
             if not first:
@@ -83,25 +62,25 @@ class Runner:
         step = train_step(job, stage, first, parallel.AXIS)
         below_of = below_step(job, stage)
 
-        def run_below(below, step, batch):
-            keys = steps.example_keys(job.config.seed, step, batch["index"])[:, 0]
+        def run_below(below, seed, step, batch):
+            keys = steps.example_keys(seed, step, batch["index"])[:, 0]
             return below_of(below, batch, keys)
 
         self.longest = 1
         if self._resident is not None and loops(stage.plan, inputs.choice.first):
             self.longest = job.steps_per_epoch
 
-            def whole_step(state, held, batch):
+            def whole_step(state, held, hyper, batch):
                 held, below = held
                 if below is not None:
-                    batch = run_below(below, state.step, batch)
-                return step(state, held, batch)
+                    batch = run_below(below, hyper.seed, state.step, batch)
+                return step(state, held, hyper, batch)
 
-            self._run = devices.compile(steps.make_steps(whole_step), arguments=4, donate=True)
+            self._run = devices.compile(steps.make_steps(whole_step), arguments=5, donate=True)
         else:
-            self._run = devices.compile(step, arguments=2, donate=True)
+            self._run = devices.compile(step, arguments=3, donate=True)
         self._look_up = devices.compile(steps.look_up, arguments=1, split=True)
-        self._run_below = devices.compile(run_below, arguments=2, split=True)
+        self._run_below = devices.compile(run_below, arguments=3, split=True)
         meter.expect_compilation()
 
     def after(self, frozen: Frozen) -> Frozen:
@@ -122,26 +101,32 @@ class Runner:
         """The state after `stop` steps, from that after `step`; at most `longest` more."""
         if self.longest > 1:
             return self._advance_together(state, step, stop - step)
-        batch = self._devices.shard(self._meter.next_batch(self._batches))
-        state, metrics = self._meter.run(self._advance_once, state, batch)
+        if self._resident is None:
+            batch = self._meter.next_batch(self._batches)
+        else:
+            batch = self._order.batch(step)
+        hyper = Hyper(self._seed, self._devices.replicate(self._schedule(step)))
+        state, metrics = self._meter.run(
+            self._advance_once, state, hyper, self._devices.shard(batch)
+        )
         self._meter.add(stop, metrics)
         return state
 
-    def _advance_once(self, state, batch):
+    def _advance_once(self, state, hyper, batch):
         if self._resident is not None:
             batch = self._look_up(self._resident, batch)
         if self._below is not None:
-            batch = self._run_below(self._below, state.step, batch)
-        return self._run(state, self._held, batch)
+            batch = self._run_below(self._below, hyper.seed, state.step, batch)
+        return self._run(state, self._held, hyper, batch)
 
     def _advance_together(self, state, step, count):
-        orders = [next(self._batches) for _ in range(count)]
-        padded = [*orders, *orders[:1] * (self.longest - count)]  # one shape: one program
-        order = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *padded)
+        stop = step + self.longest  # one shape: one program
+        rates, order = self._schedule(np.arange(step, stop)), self._order.batches(step, stop)
         state, metrics = self._meter.run(
             self._run,
             state,
             (self._held, self._below),
+            Hyper(self._seed, self._devices.replicate(rates)),
             self._resident,
             self._devices.replicate(np.int32(count)),
             self._devices.shard(order),
@@ -186,18 +171,17 @@ def train_step(job: Job, stage: Stage, first: int, axis_name: str | None) -> Cal
     module = job.pretrained.module.clone(axis_name=axis_name)
     config = job.config.train
     loss = steps.make_loss(
-        module, stage.plan, config.label_smoothing, first, rematerialise=config.rematerialise
+        module,
+        stage.plan,
+        config.label_smoothing,
+        first,
+        rematerialise=config.rematerialise,
+        form=prefix.products,
     )
-
-    def on_backend(*args):
-        with prefix.products():
-            return loss(*args)
-
     return steps.make_train_step(
-        on_backend,
+        loss,
         stage.optimizer,
         activations if first else job.preprocess,
-        seed=job.config.seed,
         micro_batches=config.gradient_accumulation,
         axis_name=axis_name,
     )
@@ -208,19 +192,28 @@ def activations(batch: dict[str, Any], keys: Any = None) -> Any:
     return batch["activations"]
 
 
+def order_of(job: Job) -> Order:
+    """The order of the training examples in this process."""
+    data = job.config.data
+    return Order(
+        examples=len(job.examples["train"]),
+        batch_size=data.batch_size,
+        seed=job.config.seed,
+        views=data.views,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
 def training_batches(
     job: Job, rows: Rows, *, start: int = 0, epochs: int | None = None
 ) -> grain.DatasetIterator:
     """The training batches of this process, after the first `start`."""
     return input_pipeline.training_batches(
         rows,
-        batch_size=job.config.data.batch_size,
-        seed=job.config.seed,
+        order_of(job),
         num_epochs=epochs or job.config.train.epochs,
-        views=job.config.data.views,
         start=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         threads=job.config.data.threads,
         workers=job.config.data.workers,
     )

@@ -4,11 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tl_jax import costs
 from tl_jax import train_step as steps
 from tl_jax.job import Job
 from tl_jax.phases import Stage
+from tl_jax.train_step import Frozen, TrainState
+
+HYPER = steps.Hyper(np.uint32(0), np.float32(0))  # costs do not depend on them
 
 
 def step_cost(job: Job) -> dict[str, Any]:
@@ -27,7 +31,38 @@ def step_cost(job: Job) -> dict[str, Any]:
     return total
 
 
+def least(job: Job) -> list[float]:
+    """The least FLOPs of a step on the whole batch, phase by phase."""
+    shards = jax.device_count() * job.config.train.gradient_accumulation
+    return [shards * _least(job, stage, *_abstract(job, stage)) for stage in job.stages]
+
+
 def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
+    train, network = job.config.train, job.pretrained.module
+    state, frozen, batch = _abstract(job, stage)
+    run = steps.make_loss(
+        network, stage.plan, train.label_smoothing, rematerialise=train.rematerialise
+    )
+    step = steps.make_train_step(run, stage.optimizer, lambda batch, keys: batch["image"])
+    return {
+        "phase": stage.plan.phase,
+        "flops_per_step": costs.lowered_flops(step, state, frozen, HYPER, batch),
+        "flops_minimum": _least(job, stage, state, frozen, batch),
+    }
+
+
+def _least(job: Job, stage: Stage, state: TrainState, frozen: Frozen, batch: Any) -> float:
+    loss = steps.make_loss(job.pretrained.module, stage.plan, job.config.train.label_smoothing)
+
+    def forward(trainable, statistics, frozen, images, labels):
+        return loss(trainable, statistics, frozen, images, labels, None)[0]
+
+    variables = state.trainable, state.statistics, frozen
+    return costs.minimum_flops(forward, *variables, batch["image"], batch["label"])
+
+
+def _abstract(job: Job, stage: Stage) -> tuple[TrainState, Frozen, dict[str, Any]]:
+    """Shapes of the state, of what is frozen, and of one device's micro-batch."""
     shards = jax.device_count() * job.config.train.gradient_accumulation
     size = job.config.data.batch_size // shards
     height, width = job.pretrained.preprocessing.output_size
@@ -37,27 +72,8 @@ def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
-    train, network = job.config.train, job.pretrained.module
-    loss = steps.make_loss(network, stage.plan, train.label_smoothing)
-    run = steps.make_loss(
-        network, stage.plan, train.label_smoothing, rematerialise=train.rematerialise
-    )
-    step = steps.make_train_step(
-        run, stage.optimizer, lambda batch, keys: batch["image"], seed=job.config.seed
-    )
     state, frozen = jax.eval_shape(
         lambda variables: steps.divide(stage.plan, variables, stage.optimizer),
         job.pretrained.variables,
     )
-
-    def forward(trainable, statistics, frozen, images, labels):
-        return loss(trainable, statistics, frozen, images, labels, None)[0]
-
-    images, labels = batch["image"], batch["label"]
-    return {
-        "phase": stage.plan.phase,
-        "flops_per_step": costs.lowered_flops(step, state, frozen, batch),
-        "flops_minimum": costs.minimum_flops(
-            forward, state.trainable, state.statistics, frozen, images, labels
-        ),
-    }
+    return state, frozen, batch

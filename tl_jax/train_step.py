@@ -1,5 +1,6 @@
 """The training step: one pure function of a state, what is frozen, and a batch."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,7 +44,19 @@ class Frozen(NamedTuple):
     start: Any
 
 
-TrainStep = Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]
+class Hyper(NamedTuple):
+    """What a sweep varies: data to the step, so that its runs share one compiled program.
+
+    Attributes:
+      seed: uint32 [], of augmentation and dropout.
+      rate: float32 [], the step's learning rate, before any group's multiplier.
+    """
+
+    seed: Any
+    rate: Any
+
+
+TrainStep = Callable[[TrainState, Frozen, Hyper, dict[str, jax.Array]], tuple[TrainState, dict]]
 
 
 def divide(
@@ -82,6 +95,7 @@ def make_loss(
     first: int = 0,
     *,
     rematerialise: bool = False,
+    form: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Callable:
     """The loss as a function of what trains.
 
@@ -93,6 +107,8 @@ def make_loss(
         made of them.
       rematerialise: whether the backward pass computes each block again instead of keeping all that
         it needs: one forward pass above the boundary more, and memory for one block.
+      form: a context in which layers compute the same in another form; it is entered inside that of
+        the adapters, which add to what a layer gives, whatever its form.
 
     Returns:
       `loss(trainable, statistics, frozen, x, labels, keys)` → mean loss [] in nats and (logits
@@ -101,7 +117,7 @@ def make_loss(
     """
 
     def run(variables, x, keys, **options):
-        with lora.applied(plan.adapters, variables["params"], keys):
+        with lora.applied(plan.adapters, variables["params"], keys), form():
             return module.apply(
                 variables,
                 x,
@@ -143,7 +159,6 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     preprocess: Callable,
     *,
-    seed: int,
     micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -153,21 +168,20 @@ def make_train_step(
       loss: as `make_loss` gives it.
       optimizer: over the trainable parameters.
       preprocess: `preprocess(batch, keys [N])` → what the loss takes, from a batch's leaves [N, …].
-      seed: of augmentation and dropout; their keys are made of (seed, step, example).
       micro_batches: parts of the device's batch whose gradients are accumulated.
       axis_name: of the devices, over which gradients are averaged; None on a single one.
 
     Returns:
-      `step(state, frozen, batch)` → (state, metrics). batch: label int32 [N], index int32 [N], and
-      what `preprocess` takes. metrics: float32 [] each, the mean over the global batch; "objective"
-      is what is differentiated (penalties on weights are the optimizer's), "loss" the cross-entropy
-      without label smoothing.
+      `step(state, frozen, hyper, batch)` → (state, metrics). batch: label int32 [N], index int32
+      [N], and what `preprocess` takes. metrics: float32 [] each, the mean over the global batch;
+      "objective" is what is differentiated (penalties on weights are the optimizer's), "loss" the
+      cross-entropy without label smoothing. Keys are made of (seed, step, example).
     """
 
     def mean_over_devices(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    def gradients(state, frozen, batch):
+    def gradients(state, frozen, seed, batch):
         """Gradients of one micro-batch on one device, its metrics, and the statistics after it."""
         keys = example_keys(seed, state.step, batch["index"])
         x = preprocess(batch, keys[:, 0])
@@ -178,26 +192,26 @@ def make_train_step(
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
         return grads, {"objective": value, "loss": plain, "accuracy": accuracy}, statistics
 
-    def train_step(state, frozen, batch):
+    def train_step(state, frozen, hyper, batch):
         if micro_batches == 1:
-            grads, metrics, statistics = gradients(state, frozen, batch)
+            grads, metrics, statistics = gradients(state, frozen, hyper.seed, batch)
         else:
-            grads, metrics, statistics = accumulate(state, frozen, batch)
+            grads, metrics, statistics = accumulate(state, frozen, hyper.seed, batch)
         # Statistics are the same on all already: BatchNorm averages what it updates them with, and
         # the mean of equal numbers need not be that number.
         grads, metrics = mean_over_devices((grads, metrics))
         updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, state.trainable, step=state.step, start=frozen.start
+            grads, state.optimizer, state.trainable, rate=hyper.rate, start=frozen.start
         )
         trainable = optax.apply_updates(state.trainable, updates)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, trainable, statistics, optimizer_state), metrics
 
-    def accumulate(state, frozen, batch):
+    def accumulate(state, frozen, seed, batch):
         def body(carry, micro_batch):
             total, statistics = carry
             grads, metrics, statistics = gradients(
-                state._replace(statistics=statistics), frozen, micro_batch
+                state._replace(statistics=statistics), frozen, seed, micro_batch
             )
             return (jax.tree.map(jnp.add, total, (grads, metrics)), statistics), None
 
@@ -215,22 +229,23 @@ def make_steps(step: TrainStep) -> Callable:
     """Many steps as one program, over rows that lie on the device.
 
     Returns:
-      `run(state, frozen, rows, count, order)` → (state, metrics). rows: leaves [R, …] as a batch
-      has them, "label" [N]; row i + v N is view v of example i. count: int32 [], how many steps.
-      order: "index" (and "view") int32 [n, S], the examples of S ≥ count steps. metrics: float32
-      [S] each, of which the first `count` are filled.
+      `run(state, frozen, hyper, rows, count, order)` → (state, metrics). hyper: with a rate [S] for
+      each of S ≥ count steps. rows: leaves [R, …] as a batch has them, "label" [N]; row i + v N is
+      view v of example i. count: int32 [], how many steps. order: "index" (and "view") int32
+      [n, S], their examples. metrics: float32 [S] each, of which the first `count` are filled.
     """
 
-    def run(state, frozen, rows, count, order):
+    def run(state, frozen, hyper, rows, count, order):
+        def one_step(i, state):
+            now = hyper._replace(rate=hyper.rate[i])
+            return step(state, frozen, now, look_up(rows, jax.tree.map(lambda x: x[:, i], order)))
+
         def body(i, carry):
             state, metrics = carry
-            state, found = step(
-                state, frozen, look_up(rows, jax.tree.map(lambda x: x[:, i], order))
-            )
+            state, found = one_step(i, state)
             return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, found)
 
-        one = jax.tree.map(lambda x: x[:, 0], order)
-        shapes = jax.eval_shape(lambda: step(state, frozen, look_up(rows, one))[1])
+        shapes = jax.eval_shape(lambda: one_step(0, state)[1])
         length = order["index"].shape[1]
         metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, metrics))
@@ -248,7 +263,7 @@ def look_up(rows: dict[str, Any], order: dict[str, jax.Array]) -> dict[str, Any]
     return {**found, "activations": jax.tree.map(lambda x: x[row], rows["activations"])}
 
 
-def example_keys(seed: int | jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
+def example_keys(seed: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
     """Typed PRNG keys [N, 2] of the examples [N] in a step: for augmentation, and for dropout."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

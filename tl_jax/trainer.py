@@ -8,16 +8,18 @@ from typing import Any
 
 from tl_jax import (
     batch_norm,
+    cache_choice,
     certificate,
     display,
-    feature_baselines,
     feature_cache,
     figures,
     lora,
+    memory,
     parallel,
     param_tree,
     plan_display,
     probe,
+    probe_features,
     recipes,
     results,
     stages,
@@ -25,12 +27,13 @@ from tl_jax import (
 from tl_jax import config as config_lib
 from tl_jax import job as job_lib
 from tl_jax import train_step as steps
+from tl_jax.cache_choice import Choice
 from tl_jax.checkpointing import Checkpoints
 from tl_jax.config import Config
-from tl_jax.errors import RunFailed, UserError
+from tl_jax.errors import NotFinite, RunFailed, UserError
 from tl_jax.evaluation import Evaluation
 from tl_jax.evaluator import Evaluator
-from tl_jax.feature_cache import Choice, Inputs
+from tl_jax.feature_cache import Inputs
 from tl_jax.job import Job
 from tl_jax.metrics import Meter
 from tl_jax.parallel import DataParallel
@@ -49,7 +52,7 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
         probe.check(job_lib.prepare(probe.widened(config)))
     job = job_lib.prepare(config)
     description = job.describe_plan()
-    choices = [feature_cache.choose(job, stage) for stage in job.stages]
+    choices = [cache_choice.choose(job, stage) for stage in job.stages]
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
     for stage, choice in zip(job.stages, choices, strict=True):
@@ -87,19 +90,20 @@ def train(config: Config, path: Any) -> dict[str, Any]:
         return _judged(finished)
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     workdir.check_writable()
+    memory.reset_peak()
     with workdir.lock() if parallel.is_first() else contextlib.nullcontext():
         return _judged(_train(config, workdir, started))
 
 
 def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     asked, devices = config, DataParallel(config.parallel)
-    found, features = _probe(config, workdir, devices) if probe.wanted(config) else ({}, None)
+    found, features = probe_features.look(config, workdir, devices)
     if "chosen" in found:
         config = probe.with_setting(config, found["chosen"])
     job = job_lib.prepare(config)
     description = job.describe_plan()
     display.console.print(plan_display.plan_table(description))
-    choices = [feature_cache.choose(job, stage) for stage in job.stages]
+    choices = [cache_choice.choose(job, stage) for stage in job.stages]
     cost = step_cost(job)
 
     evaluator = Evaluator(job, devices)
@@ -131,7 +135,7 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
             "best_phase": job.stage_at(best).plan.phase,
         },
         **path,
-        "cost": {**cost, **meter.timing},
+        "cost": {**cost, **meter.timing, "peak_memory_bytes": memory.peak()},
         "cache": [choice.describe() for choice in choices],
         "config_hash": config_lib.config_hash(asked),
     }
@@ -206,8 +210,8 @@ def _fit(
                 if save or step % every == 0:
                     try:  # before a checkpoint, so that none holds what is not finite
                         intervals = meter.read()
-                    except RunFailed as error:
-                        raise RunFailed(f"{error}; {_last_good(checkpoints)}") from None
+                    except NotFinite as error:
+                        raise NotFinite(f"{error}; {_last_good(checkpoints)}") from None
                     for end, figures in intervals:
                         record(end, "train", figures)
                 accuracy = None
@@ -243,45 +247,6 @@ def _fit(
             proofs = [*proofs, {"phase": stage.plan.phase, **proof}]
     checkpoints.wait()
     return log, meter, proofs
-
-
-def _probe(
-    config: Config, workdir: WorkDir, devices: DataParallel
-) -> tuple[dict[str, Any], Inputs | None]:
-    """What a probe's features tell: of a grid of heads the best one, and baselines.
-
-    Returns:
-      The content of `probe.json`, and the features of the head that is to be trained; None where
-      the file was there.
-    """
-    key = config_lib.config_hash(config)
-    found = workdir.read_json("probe.json")
-    if found is not None and found.get("config_hash") == key:
-        return found, None
-    job = job_lib.prepare(probe.widened(config))
-    probe.check(job)
-    stage, baselines = job.stages[0], config.probe.baselines
-    splits = [*feature_cache.SPLITS, *(["test"] if baselines else [])]
-    choice = feature_cache.choose(job, stage, needed=True, splits=splits)
-    if not choice.first:
-        raise UserError(f"config.probe: needs cached features; {choice.reason}")
-    variables = devices.replicate(job.pretrained.variables)
-    with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
-        inputs = _fill(job, stage, choice, devices, variables, bar)
-    found, head = {"config_hash": key}, config.head.input
-    if probe.has_grid(config):
-        inputs = feature_cache.on_devices(inputs, devices)
-        found |= probe.search(job, inputs, devices)
-        display.console.print(display.grid_table(found))
-        head = found["chosen"]["input"]
-    inputs = probe.narrowed(inputs, job.pretrained, head, devices)
-    if baselines:
-        splits_of = {role: probe.features(rows) for role, rows in inputs.rows.items()}
-        found["baselines"] = feature_baselines.run(baselines, splits_of, len(job.class_names))
-        display.console.print(display.baselines_table(found["baselines"]))
-    if parallel.is_first():
-        workdir.write_json("probe.json", found)
-    return found, inputs
 
 
 def _fill(
@@ -368,6 +333,8 @@ def _check_same_run(now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
         different.append("the configuration")
     elif then["plan_sha256"] != now["plan_sha256"]:
         different.append("what the strategy's function makes of the same configuration")
+    if then.get("order") != now["order"]:
+        different.append("how the order of the examples is drawn (by another version of tl_jax)")
     if different:
         raise UserError(
             f"not as this run was started with, by the hashes in {checkpoints.folder}: "
