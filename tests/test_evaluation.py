@@ -55,6 +55,9 @@ def test_exact_over_a_padded_split(kind):
     order = wrong[np.argsort(-sure[wrong])][:5]
     assert [index for _, index, _, _ in found.mistakes] == order.tolist()
     assert [(a, b) for _, _, a, b in found.mistakes] == [(labels[i], guess[i]) for i in order]
+    np.testing.assert_array_equal(found.answers["label"], labels)
+    np.testing.assert_array_equal(found.answers["prediction"], guess)
+    np.testing.assert_allclose(found.answers["probability"], sure, rtol=1e-5)
     summary = found.summary()
     assert summary["examples"] == 41
     low, high = summary["accuracy_ci95"]
@@ -71,7 +74,7 @@ def test_wilson_interval():
 
 
 def test_a_class_without_examples_has_no_accuracy():
-    found = evaluation.Evaluation(0.0, np.array([[2, 0], [0, 0]]), [])
+    found = evaluation.Evaluation(0.0, np.array([[2, 0], [0, 0]]), [], {})
     assert found.per_class_accuracy == [1.0, None]
 
 

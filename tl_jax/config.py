@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 
-def _option(default: Any, *, choices: Sequence[str] = (), at_least=None, above=None, below=None):
+def option(default: Any, *, choices: Sequence[str] = (), at_least=None, above=None, below=None):
     """A field with its default and the values that it accepts."""
     limits = {"choices": tuple(choices), "at_least": at_least, "above": above, "below": below}
     return dataclasses.field(default=default, metadata=limits)
@@ -22,24 +22,24 @@ class Model:
 
     pretrained: str = ""  # a Hub id, or a folder in the Hub's format
     revision: str | None = None  # a branch, tag or commit of the Hub
-    image_size: int | None = _option(None, at_least=1)  # None: as the checkpoint's processor says
-    dtype: str = _option("float32", choices=("float32", "bfloat16"))  # of the computation
+    image_size: int | None = option(None, at_least=1)  # None: as the checkpoint's processor says
+    dtype: str = option("float32", choices=("float32", "bfloat16"))  # of the computation
     # Of float32 products: on a GPU "tensorfloat32" is faster, and errs by about 1e-3.
-    precision: str = _option("float32", choices=("float32", "tensorfloat32"))
+    precision: str = option("float32", choices=("float32", "tensorfloat32"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
     """The new classifier, and what it sees of the network."""
 
-    kind: str = _option("linear", choices=("linear", "mlp"))  # an MLP's one hidden layer has GELU
-    hidden: int | None = _option(None, at_least=1)  # width of an MLP; None: that of its input
-    init: str = _option("zeros", choices=("zeros", "normal"))  # of the output layer; 1 / fan-in
-    dropout: float = _option(0.0, at_least=0.0, below=1.0)  # of what enters the head
+    kind: str = option("linear", choices=("linear", "mlp"))  # an MLP's one hidden layer has GELU
+    hidden: int | None = option(None, at_least=1)  # width of an MLP; None: that of its input
+    init: str = option("zeros", choices=("zeros", "normal"))  # of the output layer; 1 / fan-in
+    dropout: float = option(0.0, at_least=0.0, below=1.0)  # of what enters the head
     # "cls" is a ViT's class token, "pooled" the mean over patches or positions, "default" the
     # network's own: "cls" of a ViT, "pooled" of a ResNet.
-    input: str = _option("default", choices=("default", "pooled", "cls", "cls+mean"))
-    last_blocks: int = _option(1, at_least=1)  # whose outputs it sees, concatenated
+    input: str = option("default", choices=("default", "pooled", "cls", "cls+mean"))
+    last_blocks: int = option(1, at_least=1)  # whose outputs it sees, concatenated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,39 +58,43 @@ class Data:
     source: str = ""  # tfds:NAME, hf:OWNER/NAME or folder:PATH
     dir: str | None = None  # TensorFlow Datasets' data directory
     splits: Splits = Splits()
+    # Of each class of the training split a subset drawn by the run's seed; those of one seed are
+    # nested. So many examples, or such a share.
+    examples_per_class: int | None = option(None, at_least=1)
+    fraction: float | None = option(None, above=0.0)  # at most 1
     image_column: str | None = None  # None: found by its type
     label_column: str | None = None
-    batch_size: int = _option(256, at_least=1)  # over all devices and processes
-    augmentation: str = _option("none", choices=("none", "flip", "random_resized_crop"))
-    views: int | None = _option(None, at_least=1)  # draws of the augmentation; None: anew each step
+    batch_size: int = option(256, at_least=1)  # over all devices and processes
+    augmentation: str = option("none", choices=("none", "flip", "random_resized_crop"))
+    views: int | None = option(None, at_least=1)  # draws of the augmentation; None: anew each step
     skip_unreadable: bool = False  # leave unreadable images of a folder out instead of stopping
-    threads: int = _option(8, at_least=1)  # that read and decode
-    workers: int = _option(0, at_least=0)  # processes for it, each with so many threads
+    threads: int | None = option(None, at_least=1)  # that read; None: 8, or 2 for small images
+    workers: int = option(0, at_least=0)  # processes for it, each with so many threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """How long, and on which loss."""
 
-    epochs: int = _option(10, at_least=1)
-    label_smoothing: float = _option(0.0, at_least=0.0, below=1.0)
+    epochs: int = option(10, at_least=1)
+    label_smoothing: float = option(0.0, at_least=0.0, below=1.0)
     # Over the trainable part; 0 for none, None for 1 in phases that train more than the head: a
     # new head's large errors would throw the trunk's weights far off.
-    gradient_clip_norm: float | None = _option(None, at_least=0.0)
-    gradient_accumulation: int = _option(1, at_least=1)  # micro-batches a step
+    gradient_clip_norm: float | None = option(None, at_least=0.0)
+    gradient_accumulation: int = option(1, at_least=1)  # micro-batches a step
     rematerialise: bool = False  # compute blocks again in the backward pass, for less memory
-    checkpoint_every_steps: int | None = _option(None, at_least=1)  # besides each epoch's end
+    checkpoint_every_steps: int | None = option(None, at_least=1)  # besides each epoch's end
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """The update rule; a strategy multiplies the learning rate group by group."""
 
-    name: str = _option("sgd", choices=("sgd", "adam", "adamw"))
-    learning_rate: float = _option(0.1, above=0.0)
-    weight_decay: float = _option(0.0, at_least=0.0)  # on kernels; coupled (L2) but for adamw
-    momentum: float = _option(0.9, at_least=0.0, below=1.0)  # of sgd
-    schedule: str = _option("cosine", choices=("constant", "cosine", "linear"))
+    name: str = option("sgd", choices=("sgd", "adam", "adamw"))
+    learning_rate: float = option(0.1, above=0.0)
+    weight_decay: float = option(0.0, at_least=0.0)  # on kernels; coupled (L2) but for adamw
+    momentum: float = option(0.9, at_least=0.0, below=1.0)  # of sgd
+    schedule: str = option("cosine", choices=("constant", "cosine", "linear"))
     warmup: str | int = 0  # steps, or "5%", "2 epochs", "100 steps"
 
 
@@ -102,9 +106,9 @@ class Freeze:
     # "frozen": running statistics stay. "batch": blocks that train use the batch's and update the
     # running ones. "stats_only": all blocks do, with frozen weights. "reestimate": one pass over
     # the training data measures them anew, before training or after.
-    batch_norm: str = _option("frozen", choices=("frozen", "batch", "stats_only", "reestimate"))
-    reestimate: str = _option("before", choices=("before", "after"))
-    layer_decay: float | None = _option(
+    batch_norm: str = option("frozen", choices=("frozen", "batch", "stats_only", "reestimate"))
+    reestimate: str = option("before", choices=("before", "after"))
+    layer_decay: float | None = option(
         None, above=0.0, below=1.0
     )  # rate × this for each block down
     discriminative: tuple | None = None  # (lowest, highest) multiplier, from the stem to the head
@@ -132,11 +136,26 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measure:
+    """What a sweep measures of a run's features besides its accuracy; 0 or () leaves a part out."""
+
+    probe_images: int = option(256, at_least=0)  # of validation, on which activations are compared
+    shifts: tuple = ()  # names in corruptions.KINDS; images of the test split
+    severities: tuple = (1, 3, 5)  # of 1 to 5
+    shift_images: int = option(300, at_least=1)
+    gradient_steps: int = option(10, at_least=0)  # of full fine-tuning, block by block
+    source: str | None = None  # data of the checkpoint's own task, as data.source
+    source_dir: str | None = None
+    source_split: str = "test"
+    source_images: int = option(1000, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Logging:
     """What is written down while training."""
 
-    every_steps: int = _option(50, at_least=1)
-    profile_steps: int = _option(0, at_least=0)  # so many steps are traced by jax.profiler
+    every_steps: int = option(50, at_least=1)
+    profile_steps: int = option(0, at_least=0)  # so many steps are traced by jax.profiler
     compilation_cache: str | None = "~/.cache/tl_jax/compilation"
 
 
@@ -152,15 +171,15 @@ class Config:
     freeze: Freeze = Freeze()
     probe: Probe = Probe()
     logging: Logging = Logging()
-    parallel: str = _option("pmap", choices=("pmap", "shard_map"))
+    parallel: str = option("pmap", choices=("pmap", "shard_map"))
     # Where what the frozen prefix yields is kept; "auto" weighs memory and cost, and says so.
-    cache: str = _option("auto", choices=("auto", "off", "device", "host", "disk"))
+    cache: str = option("auto", choices=("auto", "off", "device", "host", "disk"))
     cache_dir: str = "~/.cache/tl_jax/features"  # of caches on disk, shared between runs
-    cache_limit_gb: float = _option(50.0, above=0.0)  # of all caches in it together
-    control: str | None = _option(None, choices=("random_trunk", "from_scratch"))  # run beside
+    cache_limit_gb: float = option(50.0, above=0.0)  # of all caches in it together
+    control: str | None = option(None, choices=("random_trunk", "from_scratch"))  # run beside
     # A finished work directory: its classifier, head and all, in the place of model.pretrained.
     init_from: str | None = None
-    seed: int = _option(0, at_least=0, below=2**31)
+    seed: int = option(0, at_least=0, below=2**31)
 
 
 # What changes the speed, the log or the place of a run, but not its result.

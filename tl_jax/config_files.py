@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -70,7 +70,6 @@ def resolve(
     Raises:
       UserError: names every unknown, ill-typed or impossible field.
     """
-    problems: list[str] = []
     flat = dict(flatten(fields))
     fixed = _schema()
     chosen = dict(overrides).get(_STRATEGY, flat.get(_STRATEGY, Freeze.strategy))
@@ -83,19 +82,8 @@ def resolve(
         own = {n: v for n, v in flat.items() if n.startswith("freeze.") and n not in fixed}
         options = {name: (Any, {}, value) for name, value in own.items()}
     schema = fixed | {name: (hint, limits) for name, (hint, limits, _) in options.items()}
-    for name, text in overrides:
-        flat[name] = _parse(text, schema[name][0]) if name in schema else text
-    values = {name: default for name, (_, _, default) in options.items()}
-    for name, value in flat.items():
-        if name not in schema:
-            problems += [f"config.{name}: {problem}" for problem in _unknown(name, chosen, schema)]
-            continue
-        annotation, limits = schema[name]
-        value = _coerce(value, annotation)
-        wrong = [f"config.{name}: {p}" for p in _check(value, annotation, limits)]
-        if not wrong:
-            values[name] = value
-        problems += wrong
+    checked, problems = _checked(flat, overrides, schema, lambda n: _unknown(n, chosen, schema))
+    values = {name: default for name, (_, _, default) in options.items()} | checked
     config = _build(Config, {name: value for name, value in values.items() if name in fixed})
     taken = {name.removeprefix("freeze."): values[name] for name in options}
     config = dataclasses.replace(config, freeze=dataclasses.replace(config.freeze, options=taken))
@@ -124,6 +112,58 @@ def with_strategy(config: Config, strategy: str) -> Config:
 
 
 _STRATEGY = "freeze.strategy"
+_Section = TypeVar("_Section")
+
+
+def section(
+    kind: type[_Section],
+    fields: Mapping[str, Any],
+    overrides: Sequence[tuple[str, str]],
+    prefix: str,
+) -> tuple[_Section, list[str]]:
+    """A section that is read apart from the run's configuration, and what is wrong with it.
+
+    Args:
+      kind: a dataclass, nested ones included, of fields with defaults.
+      fields: nested dict of those that are set.
+      overrides: pairs of a dotted name, `prefix` included, and a value as text.
+      prefix: what the names of its fields begin with, "ablate." for instance.
+    """
+    schema = _schema(kind, prefix)
+    flat = dict(flatten(fields, prefix))
+    values, problems = _checked(
+        flat, overrides, schema, lambda name: [f"no such field{nearest(name, schema)}"]
+    )
+    return _build(kind, values, prefix), problems
+
+
+def known_fields() -> list[str]:
+    """Every field that a configuration may have, options of all strategies included."""
+    return list(
+        dict.fromkeys([*_schema(), *(o for s in strategies.STRATEGIES for o in _options(s))])
+    )
+
+
+def _checked(
+    flat: Mapping[str, Any],
+    overrides: Sequence[tuple[str, str]],
+    schema: Mapping[str, tuple[Any, Mapping]],
+    unknown: Callable[[str], list[str]],
+) -> tuple[dict[str, Any], list[str]]:
+    """Values by name, those of the command line over those of the file, and what is wrong."""
+    texts = {n: _parse(text, schema[n][0]) if n in schema else text for n, text in overrides}
+    values, problems = {}, []
+    for name, value in {**flat, **texts}.items():
+        if name not in schema:
+            problems += [f"config.{name}: {problem}" for problem in unknown(name)]
+            continue
+        annotation, limits = schema[name]
+        value = _coerce(value, annotation)
+        wrong = [f"config.{name}: {p}" for p in _check(value, annotation, limits)]
+        if not wrong:
+            values[name] = value
+        problems += wrong
+    return values, problems
 
 
 def _options(strategy: str) -> dict[str, tuple[Any, Mapping, Any]]:
@@ -215,6 +255,13 @@ def _check_whole(config: Config) -> list[str]:
         problems.append(
             f"config.data.batch_size: {config.data.batch_size} does not divide into "
             f"train.gradient_accumulation = {config.train.gradient_accumulation} micro-batches"
+        )
+    if config.data.fraction is not None and config.data.fraction > 1:
+        problems.append(f"config.data.fraction: {config.data.fraction} of a class is more than all")
+    if config.data.fraction is not None and config.data.examples_per_class is not None:
+        problems.append(
+            "config.data.fraction: goes without data.examples_per_class: both say how much of the "
+            "training split is used"
         )
     if config.data.views is not None and config.data.augmentation == "none":
         problems.append(

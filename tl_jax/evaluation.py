@@ -1,16 +1,15 @@
 """Exact accuracy and loss over a whole split: sums over padded, masked batches, divided once."""
 
 import dataclasses
-import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import losses
+from tl_jax import losses, prefix
 
 
 @dataclasses.dataclass
@@ -22,11 +21,14 @@ class Evaluation:
       confusion: int64 [C, C], examples by true class (rows) and predicted class (columns).
       mistakes: the most confident wrong answers, most confident first: (probability, example's
         index, true class, predicted class).
+      answers: "label", "prediction" int [N] and "probability" (of the prediction) float32 [N], by
+        example.
     """
 
     loss: float
     confusion: np.ndarray
     mistakes: list[tuple[float, int, int, int]]
+    answers: Mapping[str, np.ndarray]
 
     @property
     def examples(self) -> int:
@@ -87,7 +89,8 @@ def make_eval_step(classify: Callable, num_classes: int, axis_name: str | None =
     """
 
     def eval_step(variables, batch):
-        logits = classify(variables, batch)
+        with prefix.products():
+            logits = classify(variables, batch)
         real = batch["mask"] > 0
         label, prediction = batch["label"], logits.argmax(-1).astype(jnp.int32)
         loss = jnp.where(real, losses.cross_entropy(logits, label), 0.0).sum()
@@ -119,23 +122,16 @@ def evaluate(
       ValueError: there is no example.
     """
     loss, confusion = 0.0, None
-    worst: list[tuple[float, int, int, int]] = []
-    columns = ("probability", "index", "label", "prediction")
+    columns = ("index", "label", "prediction", "probability")
+    parts: list[dict[str, np.ndarray]] = []
 
     def add(sums):
-        nonlocal loss, confusion, worst
+        nonlocal loss, confusion
         sums = jax.device_get(sums)
         loss += float(sums["loss"])
         counts = sums["confusion"].astype(np.int64)
         confusion = counts if confusion is None else confusion + counts
-        wrong = sums["mask"] & (sums["prediction"] != sums["label"])
-        found = [
-            (float(p), int(index), int(label), int(prediction))
-            for p, index, label, prediction in zip(
-                *(sums[name][wrong] for name in columns), strict=True
-            )
-        ]
-        worst = heapq.nlargest(mistakes, worst + found)
+        parts.append({name: sums[name][sums["mask"]] for name in columns})
 
     pending = None
     for batch in batches:
@@ -147,4 +143,11 @@ def evaluate(
         raise ValueError("no example to evaluate")
     add(pending)
     assert confusion is not None
-    return Evaluation(loss / int(confusion.sum()), confusion, worst)
+    answers = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+    order = np.argsort(answers.pop("index"), kind="stable")
+    answers = {name: values[order] for name, values in answers.items()}
+    label, prediction, probability = (answers[name] for name in columns[1:])
+    wrong = np.flatnonzero(label != prediction)
+    worst = wrong[np.argsort(-probability[wrong], kind="stable")][:mistakes].tolist()
+    listed = [(float(probability[i]), i, int(label[i]), int(prediction[i])) for i in worst]
+    return Evaluation(loss / int(confusion.sum()), confusion, listed, answers)

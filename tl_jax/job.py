@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax import config as config_lib
-from tl_jax import depth_map, freezing, lora, optimizer, param_tree
+from tl_jax import depth_map, freezing, lora, optimizer, param_tree, subsets
 from tl_jax.augmentation import augment
 from tl_jax.config import Config
 from tl_jax.datasets import Examples, open_dataset
@@ -86,7 +86,7 @@ class Job:
 
     def learning_rate(self, step: int) -> float:
         """The configuration's learning rate at step `step` (from 1 on), before any multiplier."""
-        return float(jax.jit(self.stage_at(step).schedule)(step - 1))  # op by op it takes long
+        return float(self.stage_at(step).schedule(step - 1))
 
     @property
     def plan_sha256(self) -> str:
@@ -174,6 +174,12 @@ def prepare(config: Config) -> Job:
     """
     data = config.data
     examples = open_examples(config, dataclasses.asdict(data.splits))
+    examples["train"] = subsets.of_each_class(
+        examples["train"],
+        config.seed,
+        examples_per_class=data.examples_per_class,
+        fraction=data.fraction,
+    )
     names = examples["train"].class_names
     if len(names) < 2:
         raise UserError(f"{data.source} has one class only, {names[0]!r}: nothing to tell apart")
@@ -184,7 +190,7 @@ def prepare(config: Config) -> Job:
     if not steps_per_epoch:
         raise UserError(
             f"config.data.batch_size: {data.batch_size} is more than the "
-            f"{len(examples['train'])} examples of the training split {data.splits.train!r}"
+            f"{len(examples['train'])} examples of the training split {examples['train'].split!r}"
         )
     stages = stages_of(config, recipe, plans, steps_per_epoch)
     union = freezing.union(plans)

@@ -14,7 +14,7 @@ import numpy as np
 
 import tl_jax
 from tl_jax import config as config_lib
-from tl_jax import figures, optimizer
+from tl_jax import figures, input_pipeline, optimizer
 from tl_jax.datasets import Examples
 from tl_jax.evaluation import Evaluation
 from tl_jax.job import Job
@@ -70,6 +70,7 @@ def identity(job: Job) -> dict[str, Any]:
         },
         "config_hash": config_lib.config_hash(job.config),
         "plan_sha256": job.plan_sha256,
+        "order": input_pipeline.ORDER,
     }
 
 
@@ -141,7 +142,7 @@ def write_evaluations(
     examples: Mapping[str, Examples],
     evaluations: Mapping[str, Evaluation],
 ) -> None:
-    """`evaluation.json`, and for the test split (else validation) the figures."""
+    """`evaluation.json`, every answer, and for the test split (else validation) the figures."""
     content = {
         split: {
             **found.summary(),
@@ -152,6 +153,8 @@ def write_evaluations(
         for split, found in evaluations.items()
     }
     workdir.write_json("evaluation.json", content)
+    for split, found in evaluations.items():
+        workdir.write_bytes(f"predictions_{split}.csv", _answers(found))
     split = "test" if "test" in evaluations else "validation"
     if split in evaluations:
         found = evaluations[split]
@@ -162,6 +165,13 @@ def write_evaluations(
         workdir.write_bytes("figures/mistakes.png", figures.mistakes(pictures))
         matrix = figures.confusion_matrix(found.confusion, class_names)
         workdir.write_bytes("figures/confusion_matrix.png", matrix)
+
+
+def _answers(found: Evaluation) -> bytes:
+    """A line for each example, in the order of its split."""
+    columns = [found.answers[name].tolist() for name in ("label", "prediction", "probability")]
+    lines = [f"{i},{y},{p},{q:.6g}" for i, (y, p, q) in enumerate(zip(*columns, strict=True))]
+    return "\n".join(["index,label,prediction,probability", *lines, ""]).encode()
 
 
 def _picture(image: Any) -> np.ndarray:
