@@ -5,9 +5,10 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tl_jax import config_files, depth_map, freezing, models, optimizer, param_tree
+from tl_jax import ablation_config, config_files, depth_map, freezing, models, optimizer, param_tree
 from tl_jax import train_step as steps
 from tl_jax.preprocessing import Preprocessing
 
@@ -39,14 +40,28 @@ def test_the_configurations_are_there():
         "vit_fashion",
         "resnet_cats_vs_dogs",
         "vit_folder",
+        "ablation_quickstart",
+        "ablation_fashion",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "groups"), [("ablation_quickstart", 24, 12), ("ablation_fashion", 54, 18)]
+)
+def test_sweeps_are_whole(name, cells, groups):
+    path = str(ROOT / "configs" / f"{name}.py")
+    sweep = ablation_config.read(path, config_files.load_config(path), [])
+    assert (len(sweep.cells), len(sweep.groups)) == (cells, groups)
+    assert len({len(cell.rates) for cell in sweep.cells}) == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_builds(path):
     for word in ("Command", "Hardware", "Runtime", "Expected"):
         assert f"\n{word}" in path.read_text(), f"the header says nothing of {word}"
-    config = config_files.resolve(config_files.load_config(str(path)))
+    fields = config_files.load_config(str(path))
+    fields.pop("ablate", None)
+    config = config_files.resolve(fields)
     if (
         config.model.pretrained.startswith("/")
         and not pathlib.Path(config.model.pretrained).exists()
@@ -74,16 +89,15 @@ def test_builds(path):
         trunk = [p for p in plan.parameters if plan.groups[p.path].name != "head"]
         assert param_tree.size(trunk) == expected
     schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch=10, total_steps=100)
-    update = optimizer.make_optimizer(config.optimizer, plan, schedule)
+    update = optimizer.make_optimizer(config.optimizer, plan)
+    hyper = steps.Hyper(np.uint32(config.seed), schedule(0))
 
     def one_step(variables, images):
         state, frozen = steps.divide(plan, variables, update)
         loss = steps.make_loss(module, plan, config.train.label_smoothing)
-        step = steps.make_train_step(
-            loss, update, lambda batch, keys: batch["image"], seed=config.seed
-        )
+        step = steps.make_train_step(loss, update, lambda batch, keys: batch["image"])
         labels = jnp.zeros(2, jnp.int32)
-        return step(state, frozen, {"image": images, "label": labels, "index": labels})
+        return step(state, frozen, hyper, {"image": images, "label": labels, "index": labels})
 
     state, metrics = jax.eval_shape(one_step, variables, images)
     assert metrics["loss"].shape == ()

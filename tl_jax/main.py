@@ -7,14 +7,13 @@ import io
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging as absl_logging
 
-from tl_jax import config_files
+from tl_jax import ablation_config, config_files, process
 from tl_jax.config import Config
 from tl_jax.errors import NOT_UTF8, RunFailed, UserError, is_text, printable, printable_lines
 
@@ -27,7 +26,7 @@ _EVALUATION = (
     "parallel",
     "logging.",
 )
-MODES = ("train", "plan", "eval", "predict")
+MODES = ("train", "plan", "eval", "predict", "ablate")
 _DISK_ERRORS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     sys.unraisablehook = _unraisable
     try:
         flags, overrides = _parse(arguments)
-        _run(flags, overrides)
+        _run(flags, overrides, arguments)
     except UserError as error:
         print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return 2
@@ -86,17 +85,29 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+def _run(
+    flags: argparse.Namespace, overrides: list[tuple[str, str]], arguments: Sequence[str]
+) -> None:
     if (flags.mode == "predict") != bool(flags.images):
         raise UserError("--mode predict and --images a.png b.png … go together")
     if flags.mode == "predict":
-        _start_jax(None)
+        process.start(None)
         from tl_jax import inference
 
         inference.predict(flags.workdir, flags.images)
         return
-    config = _config(flags, overrides)
-    _start_jax(config.logging.compilation_cache)
+    fields = _fields(flags)
+    if flags.mode == "ablate" or (flags.mode == "plan" and ablation_config.is_sweep(fields)):
+        _sweep(flags, fields, overrides, arguments)
+        return
+    if idle := dict.fromkeys(name for name, _ in overrides if name.startswith("ablate.")):
+        raise UserError(f"config.{', config.'.join(idle)}: without effect in --mode {flags.mode}")
+    config = config_files.resolve(
+        {name: value for name, value in fields.items() if name != "ablate"},
+        overrides,
+        recorded=flags.config is None,
+    )
+    process.start(config.logging.compilation_cache)
     if flags.mode == "eval":
         idle = dict.fromkeys(n for n, _ in overrides if not n.startswith(_EVALUATION))
         if idle:
@@ -115,6 +126,8 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if flags.mode == "plan":
         trainer.plan(config, flags.workdir)
         return
+    if (WorkDir(flags.workdir).path / "ablation").exists():
+        raise UserError(f"{flags.workdir} holds a sweep: give the run another --workdir")
     beside = os.path.join(flags.workdir, "control")
     control = None if config.control is None else _control(config)
     if control is not None:  # refused now rather than after the run that it stands beside
@@ -138,6 +151,24 @@ def _run(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     display.console.print(hints, soft_wrap=True)
 
 
+def _sweep(
+    flags: argparse.Namespace,
+    fields: Mapping[str, Any],
+    overrides: list[tuple[str, str]],
+    arguments: Sequence[str],
+) -> None:
+    """Plans or runs a sweep; its processes start JAX, this one does not."""
+    if not ablation_config.is_sweep(fields):
+        raise UserError(f"{flags.config} has no `ablate` section: see configs/ablation_quickstart")
+    from tl_jax import ablation
+
+    sweep = ablation_config.read(flags.config, fields, overrides)
+    if flags.mode == "plan":
+        ablation.plan(sweep)
+    else:
+        ablation.run(sweep, flags.workdir, ["python", "run.py", *arguments])
+
+
 def _control(config: Config) -> Config:
     """The same run with another strategy, of default options, and no control."""
     assert config.control is not None
@@ -148,14 +179,13 @@ def _control(config: Config) -> Config:
     )
 
 
-def _config(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> Config:
+def _fields(flags: argparse.Namespace) -> dict[str, Any]:
+    """Those of the config file, or of the work directory where there is none."""
     if flags.config is not None:
-        fields: dict[str, Any] = config_files.load_config(flags.config)
-    else:
-        from tl_jax.workdir import WorkDir
+        return config_files.load_config(flags.config)
+    from tl_jax.workdir import WorkDir
 
-        fields = WorkDir(flags.workdir).config()
-    return config_files.resolve(fields, overrides, recorded=flags.config is None)
+    return WorkDir(flags.workdir).config()
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -199,30 +229,3 @@ def _flags() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=MODES, default="train")
     parser.add_argument("--images", nargs="+", metavar="FILE", help="for --mode predict")
     return parser
-
-
-def _start_jax(compilation_cache: str | None) -> None:
-    """What must come before anything asks JAX for devices."""
-    import jax
-
-    from tl_jax import display, parallel
-
-    if compilation_cache is not None and _writable(folder := os.path.expanduser(compilation_cache)):
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    parallel.start()
-    display.console.quiet = not parallel.is_first()
-
-
-def _writable(cache: str) -> bool:
-    """Whether the folder takes files; says so where it does not. JAX would warn at each of them."""
-    if "://" in cache:
-        return True
-    try:
-        os.makedirs(cache, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            return True
-    except OSError as error:
-        reason = f"logging.compilation_cache {cache} cannot be written ({error.strerror})"
-        logging.warning("%s: going on without it", printable(reason))
-        return False

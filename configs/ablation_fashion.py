@@ -1,0 +1,78 @@
+"""Which freezing strategy, ResNet-50 → Fashion-MNIST: 9 strategies × 2 sizes × 3 seeds.
+
+Command   python run.py --mode ablate --config configs/ablation_fashion.py
+Hardware  two CPU cores do; a GPU
+Runtime   TODO
+Expected  TODO
+
+With TL_JAX_REAL_WEIGHTS set, the half-width ResNet-50 in that folder takes the place of
+microsoft/resnet-50. Its BatchNorm was folded, so that statistics stay frozen.
+"""
+
+import os
+
+from tl_jax.config import default_config
+
+WEIGHTS = os.environ.get("TL_JAX_REAL_WEIGHTS")
+# As many trials for each; what trains the trunk wants lower rates than a head alone.
+HEAD, TRUNK = (0.03, 0.1, 0.3), (0.003, 0.01, 0.03)
+STRATEGIES = {
+    "linear_probe": HEAD,
+    "top_k": TRUNK,
+    "surgical": TRUNK,
+    "bitfit": TRUNK,
+    "lora": TRUNK,
+    "lp_ft": TRUNK,
+    "full": TRUNK,
+    "random_trunk": HEAD,
+    "from_scratch": TRUNK,
+}
+
+
+def get_config():
+    config = default_config()
+    config.model.pretrained = f"{WEIGHTS}/resnet50-thin" if WEIGHTS else "microsoft/resnet-50"
+    config.model.image_size = 64
+    config.data.source = "tfds:fashion_mnist"
+    config.data.splits.train = "train[:50000]"
+    config.data.splits.validation = "train[50000:50500]"
+    config.data.splits.test = "test[:2000]"
+    config.data.batch_size = 50
+    config.freeze.batch_norm = "frozen"
+    config.optimizer.name = "sgd"
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup = "10%"
+    config.ablate = {
+        "axes": (
+            (
+                "strategy",
+                tuple(
+                    {"freeze.strategy": name, "learning_rates": rates}
+                    for name, rates in STRATEGIES.items()
+                ),
+            ),
+            (
+                "data.examples_per_class",
+                (
+                    {"name": "10", "data.examples_per_class": 10, "train.epochs": 20},
+                    {"name": "100", "data.examples_per_class": 100, "train.epochs": 8},
+                ),
+            ),
+            ("seed", (0, 1, 2)),
+        ),
+        "learning_rates": TRUNK,
+        "measure": {
+            "shifts": (
+                "gaussian_noise",
+                "gaussian_blur",
+                "contrast",
+                "brightness",
+                "pixelate",
+                "rotate",
+                "translate",
+            ),
+            "severities": (1, 3, 5),
+            "shift_images": 300,
+        },
+    }
+    return config

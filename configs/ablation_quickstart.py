@@ -1,0 +1,52 @@
+"""Which freezing strategy, on the quickstart's trunk and digits: 6 strategies × 2 sizes × 2 seeds.
+
+Command   python run.py --mode ablate --config configs/ablation_quickstart.py
+Hardware  2 CPU cores; needs nothing from outside
+Runtime   TODO
+Expected  TODO
+"""
+
+from pathlib import Path
+
+from tl_jax.config import default_config
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "quickstart"
+
+
+def get_config():
+    config = default_config()
+    config.model.pretrained = str(QUICKSTART / "trunk")
+    config.data.source = "tfds:digits"
+    config.data.dir = str(QUICKSTART / "data")
+    config.data.splits.train = "train[:1000]"
+    config.data.splits.validation = "train[1000:]"
+    config.data.splits.test = "test"
+    config.data.batch_size = 50
+    config.train.epochs = 10
+    config.optimizer.name = "sgd"
+    config.optimizer.schedule = "cosine"
+    config.ablate = {
+        "axes": (
+            (
+                "strategy",
+                (
+                    {"freeze.strategy": "linear_probe"},
+                    {"freeze.strategy": "top_k"},
+                    {"freeze.strategy": "lp_ft"},
+                    {"freeze.strategy": "full"},
+                    {"freeze.strategy": "random_trunk"},
+                    {"freeze.strategy": "from_scratch"},
+                ),
+            ),
+            ("data.examples_per_class", (10, 80)),
+            ("seed", (0, 1)),
+        ),
+        "learning_rates": (0.03, 0.1, 0.3),
+        "measure": {
+            "shifts": ("gaussian_noise", "gaussian_blur", "contrast", "translate"),
+            "severities": (1, 3),
+            "source": "tfds:fashion_sample",
+            "source_dir": str(QUICKSTART / "data"),
+        },
+    }
+    return config

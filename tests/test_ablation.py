@@ -1,0 +1,159 @@
+"""A sweep from its config file to its report, each run in a process of its own."""
+
+import json
+import os
+
+import ablation_example
+import command_line
+import pytest
+
+from tl_jax.main import main
+
+
+def start(config, workdir, *more):
+    return main(["--mode=ablate", f"--config={config}", f"--workdir={workdir}", *more])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """Eight would spend the time of these small runs on each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(network, tmp_path_factory):
+    """Config file and work directory of a small sweep that ran to its end."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = ablation_example.write(folder, network("resnet_basic"))
+    assert start(config, folder / "run") == 0
+    return config, folder / "run"
+
+
+def test_every_cell_is_a_finished_run_with_its_measures(finished):
+    _, workdir = finished
+    rows = ablation_example.rows(workdir)
+    assert len(rows) == 4
+    assert {row["status"] for row in rows} == {"finished"}
+    for name in ("linear_probe,seed=0", "top_k,seed=1"):
+        cell = workdir / "cells" / name
+        summary = command_line.read_json(cell / "summary.json")
+        assert summary["freeze"]["certificate"]["ok"]
+        assert summary["cost"]["peak_memory_bytes"] > 1e7
+        measures = command_line.read_json(cell / "measures.json")
+        assert (measures["gradients"] is not None) == name.startswith("linear_probe")
+        assert [row["kind"] for row in measures["shifts"]] == ["contrast"]
+    assert (workdir / "ablation" / "report.html").stat().st_size > 10_000
+
+
+def test_the_rate_is_chosen_on_validation_and_the_test_split_is_untouched_until_then(finished):
+    _, workdir = finished
+    for strategy in ablation_example.STRATEGIES:
+        folder = workdir / "search" / strategy
+        found = command_line.read_json(folder / "search.json")
+        assert [trial["learning_rate"] for trial in found["trials"]] == [0.003, 0.03]
+        best = max(found["trials"], key=lambda trial: (trial["accuracy"], -trial["loss"]))
+        assert found["learning_rate"] == best["learning_rate"]
+        for summary in folder.glob("*/summary.json"):
+            assert set(command_line.read_json(summary)["metrics"]) == {"validation"}
+        for seed in (0, 1):
+            cell = workdir / "cells" / f"{strategy},seed={seed}"
+            fields = command_line.read_json(cell / "config.json")
+            assert fields["optimizer"]["learning_rate"] == best["learning_rate"]
+            assert fields["seed"] == seed
+
+
+def test_heads_are_searched_as_one_program_and_agree_with_lone_runs(finished):
+    _, workdir = finished
+    assert [p.name for p in (workdir / "search/linear_probe").glob("*/")] == ["grid"]
+    trials = command_line.read_json(workdir / "search/linear_probe/search.json")["trials"]
+    chosen = max(trials, key=lambda trial: (trial["accuracy"], -trial["loss"]))
+    alone = command_line.read_json(workdir / "cells/linear_probe,seed=0/summary.json")
+    assert alone["metrics"]["validation"]["accuracy"] == chosen["accuracy"]
+    assert alone["metrics"]["validation"]["loss"] == pytest.approx(chosen["loss"], abs=1e-5)
+
+
+def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):
+    config, workdir = finished
+    before = ablation_example.rows(workdir)
+    stamps = {p: os.stat(p).st_mtime_ns for p in workdir.glob("cells/*/summary.json")}
+    assert start(config, workdir) == 0
+    assert {p: os.stat(p).st_mtime_ns for p in stamps} == stamps
+    assert ablation_example.rows(workdir) == before
+
+
+def test_a_cell_can_be_run_again_by_its_command(finished, tmp_path):
+    _, workdir = finished
+    command = ablation_example.rows(workdir)[3]["command"].split()
+    assert command[:2] == ["python", "run.py"]
+    alone = tmp_path / "alone"
+    assert main([*command[2:-1], f"--workdir={alone}"]) == 0
+    ours = command_line.read_json(workdir / "cells/top_k,seed=1/summary.json")
+    assert command_line.read_json(alone / "summary.json")["metrics"] == ours["metrics"]
+
+
+def test_another_sweep_or_a_single_run_is_refused(finished, network, tmp_path, capsys):
+    _, workdir = finished
+    other = ablation_example.write(tmp_path, network("resnet_basic"), learning_rates=(0.1, 0.5))
+    assert start(other, workdir) == 2
+    assert "holds another sweep" in (said := capsys.readouterr().err)
+    assert "learning_rates" in said
+    assert main([f"--config={other}", f"--workdir={workdir}"]) == 2
+    assert "holds a sweep" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert start(other, tmp_path / "run") == 2
+    assert "holds a single run" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_stops_no_other(network, tmp_path, capsys):
+    axes = (("optimizer.learning_rate", (0.1, 1e30)),)
+    config = ablation_example.write(
+        tmp_path, network("resnet_basic"), axes=axes, learning_rates=None
+    )
+    assert start(config, tmp_path / "run", "--config.train.epochs=2") == 1
+    assert "1 of 2 cells" in capsys.readouterr().err
+    rows = {row["name"]: row for row in ablation_example.rows(tmp_path / "run")}
+    assert rows["learning_rate=0.1"]["status"] == "finished"
+    assert rows["learning_rate=1e+30"]["status"] == "failed"
+    assert "step" in rows["learning_rate=1e+30"]["error"]
+
+
+def test_plan_mode_shows_the_sweep_and_writes_nothing(finished, tmp_path, capsys):
+    config, _ = finished
+    arguments = ["--mode=plan", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "4 runs and 4 trials" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_run_at_all_is_refused_before_anything_runs(network, tmp_path, capsys):
+    axes = (("data.examples_per_class", (2, 1000)),)
+    config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
+    assert start(config, tmp_path / "run") == 2
+    assert "examples_per_class" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+def test_modes_and_sections_that_do_not_go_together(network, tmp_path, capsys):
+    plain = command_line.write_config(tmp_path / "plain.py", network("resnet_basic"))
+    assert start(plain, tmp_path / "run") == 2
+    assert "no `ablate` section" in capsys.readouterr().err
+    sweep = ablation_example.write(tmp_path, network("resnet_basic"))
+    assert main([f"--config={sweep}", "--config.ablate.jobs=2"]) == 2
+    assert "without effect in --mode train" in capsys.readouterr().err
+
+
+def test_ray_is_optional(network, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    config = ablation_example.write(tmp_path, network("resnet_basic"))
+    assert start(config, tmp_path / "run", "--config.ablate.launcher=ray") == 2
+    assert "tl_jax[ray]" in capsys.readouterr().err
+
+
+def test_json_of_a_sweep_names_every_cell(finished):
+    _, workdir = finished
+    content = json.loads((workdir / "ablation" / "sweep.json").read_text())
+    assert len(content["cells"]) == 4

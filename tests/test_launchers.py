@@ -1,0 +1,117 @@
+"""Tasks in processes of their own: results, failures, deaths, retries."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tl_jax import launchers
+from tl_jax.errors import RunFailed, UserError
+from tl_jax.launchers import Local, Task
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def double(number):
+    return 2 * number
+
+
+def pid(_):
+    return os.getpid()
+
+
+def fail(kind, text):
+    raise kind(text)
+
+
+def die(file):
+    """The first time the process dies, the second time it lives."""
+    path = pathlib.Path(file)
+    path.write_text(path.read_text() + "x" if path.exists() else "x")
+    if len(path.read_text()) < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "lived"
+
+
+def die_always():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def by_name(outcomes):
+    return {outcome.task.name: outcome for outcome in outcomes}
+
+
+def test_tasks_come_back_with_their_results_from_other_processes():
+    tasks = [Task(str(i), double, (i,)) for i in range(5)] + [Task("pid", pid, (0,))]
+    found = by_name(Local(2, 0)(tasks))
+    assert [found[str(i)].result for i in range(5)] == [0, 2, 4, 6, 8]
+    assert found["pid"].result != os.getpid()
+
+
+def test_a_failure_stops_no_other_task():
+    tasks = [
+        Task("user", fail, (UserError, "mend it")),
+        Task("run", fail, (RunFailed, "not finite")),
+        Task("bug", fail, (ValueError, "a bug")),
+        Task("good", double, (4,)),
+    ]
+    found = by_name(Local(1, 3)(tasks))
+    assert found["user"].error == "mend it"
+    assert found["run"].error == "not finite"
+    assert found["bug"].error == "ValueError: a bug"
+    assert found["good"].result == 8
+    with pytest.raises(UserError, match="user: mend it"):
+        launchers.results(list(found.values()))
+
+
+def test_a_task_whose_process_died_is_tried_again(tmp_path):
+    tasks = [Task("dies", die, (str(tmp_path / "a"),)), Task("good", double, (1,))]
+    found = by_name(Local(1, 1)(tasks))
+    assert found["dies"].result == "lived"
+    assert found["good"].result == 2
+
+
+def test_a_task_whose_process_always_dies_is_given_up():
+    found = by_name(Local(2, 1)([Task("dies", die_always, ()), Task("good", double, (1,))]))
+    assert found["dies"].error == "its process died (exit code -9)"
+    assert found["good"].result == 2
+
+
+PARENT = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_launchers
+from tl_jax.launchers import Local, Task
+if __name__ == "__main__":
+    list(Local(1, 0)([Task("sleep", test_launchers.wait, ({file!r},))]))
+"""
+
+
+def wait(file):
+    pathlib.Path(file).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def test_nobody_outlives_a_killed_parent(tmp_path):
+    file, script = tmp_path / "pid", tmp_path / "parent.py"
+    script.write_text(PARENT.format(root=str(ROOT), tests=str(ROOT / "tests"), file=str(file)))
+    parent = subprocess.Popen([sys.executable, str(script)])
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = int(file.read_text())
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if pathlib.Path(f"/proc/{child}/stat").read_text().split(")")[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived its parent")

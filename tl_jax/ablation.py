@@ -1,0 +1,199 @@
+"""A sweep, from its cells to one answer: read it from top to bottom."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tl_jax import ablation_results, ablation_work, launchers, report, sweep_display
+from tl_jax.ablation_config import SEED, Cell, Sweep
+from tl_jax.errors import RunFailed, UserError
+from tl_jax.launchers import Launcher, Task
+from tl_jax.workdir import WorkDir
+
+SWEEP, ESTIMATES = "ablation/sweep.json", "ablation/estimates.json"
+
+
+def plan(sweep: Sweep) -> None:
+    """Prints the runs, what they cost and what they share; nothing is trained or written."""
+    launch = launchers.make(sweep.options.launcher, sweep.options)
+    sweep_display.plan(sweep, _estimates(sweep, launch))
+
+
+def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
+    """Runs every cell that is not finished yet, and writes the report on all.
+
+    Args:
+      sweep: to run.
+      path: its work directory.
+      command: the command line that was typed, for the report.
+
+    Returns:
+      What `report.write` was given.
+
+    Raises:
+      UserError: the directory holds something else, or nothing can be computed at all.
+      RunFailed: a cell failed; the others are done, and the report says so.
+    """
+    workdir = WorkDir(path)
+    _claim(sweep, workdir)
+    workdir.check_writable()
+    launch = launchers.make(sweep.options.launcher, sweep.options)
+    with workdir.lock():
+        estimates = workdir.read_json(ESTIMATES) or _estimates(sweep, launch)
+        sweep_display.plan(sweep, estimates)
+        workdir.write_json(SWEEP, sweep.identity())
+        workdir.write_json(ESTIMATES, estimates)
+        searched, errors = _search(sweep, workdir, launch)
+        errors |= _run(sweep, workdir, launch, searched, errors)
+        results = ablation_results.collect(sweep, workdir, command, searched, errors)
+        answers = report.write(workdir, results)
+    sweep_display.answers(answers, workdir.path / "ablation")
+    failed = [cell["name"] for cell in results["cells"] if cell["status"] != "finished"]
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} of {len(sweep.cells)} cells have no result: {', '.join(failed[:5])}"
+            + (" …" if len(failed) > 5 else "")
+            + "; the report says why, and the same command tries them again"
+        )
+    return results
+
+
+def _claim(sweep: Sweep, workdir: WorkDir) -> None:
+    """Refuses a directory that holds a run, or another sweep.
+
+    Raises:
+      UserError: says which, or what differs.
+    """
+    if (workdir.path / "config.json").exists():
+        raise UserError(f"{workdir.path} holds a single run: give the sweep another --workdir")
+    theirs = workdir.read_json(SWEEP)
+    ours = json.loads(json.dumps(sweep.identity()))
+    if theirs is None or theirs == ours:
+        return
+    lines = [
+        f"{name}: {'here' if name in ours['cells'] else 'there'} only"
+        for name in {**theirs["cells"], **ours["cells"]}
+        if (name in ours["cells"]) != (name in theirs["cells"])
+    ]
+    for name in ours["cells"].keys() & theirs["cells"].keys():
+        mine, other = ours["cells"][name], theirs["cells"][name]
+        lines += [
+            f"config.{field}: {other.get(field)!r} there, {mine.get(field)!r} here"
+            for field in {**mine, **other}
+            if mine.get(field) != other.get(field)
+        ]
+    lines += [
+        f"config.ablate.{name}: {theirs[name]!r} there, {ours[name]!r} here"
+        for name in ("compared", "measure")
+        if theirs[name] != ours[name]
+    ]
+    lines = list(dict.fromkeys(lines))
+    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+    raise UserError(
+        f"{workdir.path} holds another sweep:\n  "
+        + "\n  ".join(lines[:10])
+        + more
+        + "\nGive another --workdir, or the configuration that it was started with."
+    )
+
+
+def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
+    """By group what a run of it takes, and the speed that an estimate of time rests on.
+
+    Raises:
+      UserError: names every group that cannot run at all.
+    """
+    first = {group: cells[0] for group, cells in sweep.groups.items()}
+    tasks = [
+        Task(group, ablation_work.estimate, (sweep.config_file, cell.overrides))
+        for group, cell in first.items()
+    ]
+    speed = Task("", ablation_work.speed, (sweep.config_file, sweep.cells[0].overrides))
+    outcomes = {outcome.task.name: outcome for outcome in launch([*tasks, speed])}
+    launchers.results(list(outcomes.values()))
+    return {
+        "groups": {group: outcomes[group].result for group in first},
+        "flops_per_second": outcomes[""].result,
+    }
+
+
+def _search(
+    sweep: Sweep, workdir: WorkDir, launch: Launcher
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The learning rates of all groups, and by cell what went wrong in looking for them."""
+    asked = {group: cells for group, cells in sweep.groups.items() if cells[0].rates}
+    searched: dict[str, Any] = {}
+    for group in asked:
+        found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
+        if found is not None:
+            searched[group] = found
+    tasks = [
+        Task(
+            group,
+            ablation_work.search,
+            (
+                sweep.config_file,
+                cells[0].overrides,
+                cells[0].rates,
+                str(workdir.path / f"search/{group}"),
+            ),
+        )
+        for group, cells in asked.items()
+        if group not in searched
+    ]
+    errors: dict[str, str] = {}
+    for outcome in sweep_display.track("learning rates", len(tasks), launch(tasks)):
+        group = outcome.task.name
+        if outcome.error is None:
+            searched[group] = outcome.result
+        else:
+            errors |= {cell.name: f"learning rate: {outcome.error}" for cell in sweep.groups[group]}
+    return searched, errors
+
+
+def _run(
+    sweep: Sweep,
+    workdir: WorkDir,
+    launch: Launcher,
+    searched: Mapping[str, Any],
+    failed: Mapping[str, str],
+) -> dict[str, str]:
+    """Runs the cells that are not finished; by cell what went wrong."""
+    tasks = [
+        Task(
+            cell.name,
+            ablation_work.run,
+            (
+                sweep.config_file,
+                tuple(ablation_results.overrides_of(cell, searched)),
+                str(workdir.path / ablation_results.cell_path(cell)),
+                sweep.options.measure,
+            ),
+        )
+        for cell in sorted(sweep.cells, key=lambda cell: _neighbours(sweep, cell))
+        if cell.name not in failed and not _finished(sweep, workdir, cell)
+    ]
+    errors = {}
+    for outcome in sweep_display.track("cells", len(tasks), launch(tasks)):
+        if outcome.error is not None:
+            errors[outcome.task.name] = outcome.error
+    return errors
+
+
+def _neighbours(sweep: Sweep, cell: Cell) -> list[str]:
+    """Cells with the same images come one after the other, so that they share what is computed."""
+    own = {axis: name for axis, name in cell.values.items() if axis not in (sweep.compared, SEED)}
+    return [*own.values(), cell.values.get(SEED, "")]
+
+
+def _finished(sweep: Sweep, workdir: WorkDir, cell: Cell) -> bool:
+    own = WorkDir(workdir.path / ablation_results.cell_path(cell))
+    measures = own.read_json("measures.json")
+    asked = json.loads(json.dumps(dataclasses.asdict(sweep.options.measure)))
+    return (
+        own.read_json("summary.json") is not None
+        and (own.path / "export").exists()
+        and measures is not None
+        and measures["asked"] == asked
+    )

@@ -1,0 +1,109 @@
+"""The work directories of a sweep → one table of results."""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tl_jax.ablation_config import RATE, Cell, Sweep
+from tl_jax.errors import UserError
+from tl_jax.workdir import WorkDir
+
+_FILES = {"summary": "summary.json", "plan": "plan.json", "measures": "measures.json"}
+
+
+def cell_path(cell: Cell) -> str:
+    """Of its work directory inside the sweep's."""
+    return f"cells/{cell.name}"
+
+
+def overrides_of(cell: Cell, searched: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A cell's fields, the learning rate that was found for its group with them."""
+    if not cell.rates:
+        return list(cell.overrides)
+    return [*cell.overrides, (RATE, repr(searched[cell.group]["learning_rate"]))]
+
+
+def collect(
+    sweep: Sweep,
+    workdir: WorkDir,
+    command: Sequence[str],
+    searched: Mapping[str, Any],
+    errors: Mapping[str, str],
+) -> dict[str, Any]:
+    """What the cells left behind, as `report.write` takes it.
+
+    Args:
+      sweep: whose cells they are.
+      workdir: of the sweep.
+      command: its command line.
+      searched: by group, the content of `search.json`.
+      errors: by cell, why it has no result.
+    """
+    cells = [_row(cell, sweep, workdir, searched, errors.get(cell.name)) for cell in sweep.cells]
+    finished = [cell["summary"] for cell in cells if cell["summary"]]
+    return {
+        "name": workdir.path.name,
+        "axes": {axis: list(names) for axis, names in sweep.axes.items()},
+        "compared": sweep.compared,
+        "command": shlex.join(command),
+        "environment": finished[0]["environment"] if finished else {},
+        "cells": cells,
+    }
+
+
+def _row(
+    cell: Cell,
+    sweep: Sweep,
+    workdir: WorkDir,
+    searched: Mapping[str, Any],
+    error: str | None,
+) -> dict[str, Any]:
+    path = workdir.path / cell_path(cell)
+    found = searched.get(cell.group)
+    own = WorkDir(path)
+    files: dict[str, Any] = dict.fromkeys(_FILES)
+    curves, hits, command = [], None, ""
+    if found is not None or not cell.rates:
+        fields = overrides_of(cell, searched)
+        words = [f"--config.{name}={value}" for name, value in fields]
+        words = ["run.py", f"--config={sweep.config_file}", *words, f"--workdir={path}"]
+        command = shlex.join(["python", *words])
+    if error is None:
+        try:
+            files = {name: own.read_json(file) for name, file in _FILES.items()}
+            curves, hits = _curves(own), _hits(own)
+        except (UserError, ValueError, KeyError) as damaged:
+            files, error = dict.fromkeys(_FILES), str(damaged)
+    done = files["summary"] is not None and error is None
+    summary = files["summary"] or {}
+    return {
+        "name": cell.name,
+        "status": "finished" if done else "missing" if error is None else "failed",
+        "error": error,
+        "values": dict(cell.values),
+        "workdir": cell_path(cell),
+        "command": command,
+        "learning_rate": found["learning_rate"] if found else cell.config.optimizer.learning_rate,
+        "search": found,
+        **files,
+        "curves": curves,
+        "hits": hits,
+        "peak_memory_bytes": summary.get("cost", {}).get("peak_memory_bytes"),
+    }
+
+
+def _curves(own: WorkDir) -> list[dict[str, Any]]:
+    file = own.path / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+
+
+def _hits(own: WorkDir) -> list[int] | None:
+    """Per test example, in the order of the split, whether it was classified rightly."""
+    file = own.path / "predictions_test.csv"
+    if not file.exists():
+        return None
+    rows = csv.DictReader(io.StringIO(file.read_text()))
+    return [int(row["label"] == row["prediction"]) for row in rows]

@@ -1,0 +1,211 @@
+"""What the processes of a sweep do: estimate a run, search its learning rate, run it, measure it.
+
+Each function stands alone: it takes what can be sent to another machine, reads the configuration
+there, and leaves its results in a work directory, where a later start finds them.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tl_jax import config_files, process
+from tl_jax.ablation_config import RATE
+from tl_jax.config import Config, Measure
+from tl_jax.errors import NotFinite
+from tl_jax.workdir import WorkDir
+
+Overrides = Sequence[tuple[str, str]]
+_SHELF_SHARE = 0.1  # of the memory that is free: features that wait for another run
+
+
+@functools.cache
+def _fields(config_file: str) -> Mapping[str, Any]:
+    fields = config_files.load_config(config_file)
+    return {name: value for name, value in fields.items() if name != "ablate"}
+
+
+def _config(config_file: str, overrides: Overrides) -> Config:
+    """The configuration, in a process that is ready to compute."""
+    config = config_files.resolve(_fields(config_file), overrides)
+    _start(config.logging.compilation_cache)
+    return config
+
+
+@functools.cache
+def _start(compilation_cache: str | None) -> None:
+    process.start(compilation_cache)
+    from tl_jax import display
+
+    display.console.quiet = True  # of many runs only the sweep speaks
+
+
+def estimate(config_file: str, overrides: Overrides) -> dict[str, Any]:
+    """What one run takes, without running it.
+
+    Returns:
+      "boundary": name of the first block that trains; "prefix": what identifies the frozen prefix
+      and its images, "" without one; "cache": kind and reason by phase; "trainable": parameters;
+      "flops": least, of training, the prefix counted once where it is cached.
+    """
+    config = _config(config_file, overrides)
+    from tl_jax import cache_choice, job, step_cost
+
+    found = job.prepare(config)
+    flops, caches = 0.0, []
+    size, rows = config.data.batch_size, len(found.examples["train"])
+    for stage, least in zip(found.stages, step_cost.least(found), strict=True):
+        choice = cache_choice.choose(found, stage)
+        below = cache_choice.prefix_share(found, stage.plan) if choice.first else 0.0
+        flops += least * ((stage.last - stage.first) * (1 - below) + below * rows / size)
+        caches.append({"kind": choice.kind, "first": choice.first, "reason": choice.reason})
+    stage, first = found.stages[0], caches[0]["first"]
+    examples = found.examples["train"]
+    prefix = f"{found.pretrained.checkpoint.sha256} {first} {examples.fingerprint}"
+    return {
+        "boundary": stage.plan.blocks[found.plan.boundary],
+        "prefix": f"{prefix} {config.model} {found.plan.trunk}" if first else "",
+        "cache": caches,
+        "trainable": sum(
+            leaf["parameters"]
+            for leaf in found.describe_plan()["leaves"]
+            if leaf["group"] != "frozen"
+        ),
+        "flops": flops,
+    }
+
+
+def speed(config_file: str, overrides: Overrides) -> float:
+    """FLOPs a second of one forward pass of the network here: what an estimate of time rests on."""
+    config = _config(config_file, overrides)
+    import jax
+    import jax.numpy as jnp
+
+    from tl_jax import costs, job
+
+    network = job.prepare(config).pretrained
+    height, width = network.preprocessing.output_size
+    size = min(config.data.batch_size, 32)
+    images = jnp.zeros((size, height, width, network.preprocessing.channels))
+    forward = jax.jit(network.module.apply)
+    jax.block_until_ready(forward(network.variables, images))
+    started = time.perf_counter()
+    jax.block_until_ready([forward(network.variables, images) for _ in range(3)])
+    took = (time.perf_counter() - started) / 3
+    return costs.product_flops(network.module.apply, network.variables, images) / took
+
+
+def search(
+    config_file: str, overrides: Overrides, rates: Sequence[float], path: str
+) -> dict[str, Any]:
+    """Tries learning rates on validation; the test split stays untouched.
+
+    Rates of a head on a fixed trunk are tried as one program, others one after the other.
+
+    Args:
+      config_file: of the sweep.
+      overrides: of the run whose rate is sought.
+      rates: to try.
+      path: directory of the search.
+
+    Returns:
+      The content of its `search.json`: "trials" ("learning_rate", "accuracy" and "loss" on
+      validation, None where the loss did not stay finite), "learning_rate" (the best by accuracy,
+      then by loss), "at_edge" (whether it is the lowest or highest of several).
+
+    Raises:
+      NotFinite: no loss stayed finite.
+    """
+    workdir = WorkDir(path)
+    found = workdir.read_json("search.json")
+    if found is not None:
+        return found
+    apart = [*overrides, ("data.splits.test", "None"), ("probe.baselines", "()")]
+    trials = _together(config_file, apart, rates, path) or [
+        _trial(config_file, [*apart, (RATE, repr(rate))], rate, f"{path}/learning_rate={rate:g}")
+        for rate in rates
+    ]
+    finite = [trial for trial in trials if trial["accuracy"] is not None]
+    if not finite:
+        raise NotFinite("no loss stayed finite with any of the learning rates: try lower ones")
+    best = max(finite, key=lambda trial: (trial["accuracy"], -trial["loss"]))["learning_rate"]
+    at_edge = len(rates) > 1 and best in (min(rates), max(rates))
+    found = {"trials": trials, "learning_rate": best, "at_edge": at_edge}
+    workdir.write_json("search.json", found)
+    return found
+
+
+@functools.cache
+def _shelf() -> Any:
+    from tl_jax import feature_cache, memory
+
+    return feature_cache.Shelf(_SHELF_SHARE * memory.host_available())
+
+
+def _train(config: Config, path: str) -> dict[str, Any]:
+    """A run that shares the features of frozen prefixes with others of this process."""
+    from tl_jax import feature_cache, trainer
+
+    with feature_cache.sharing(_shelf()):
+        return trainer.train(config, path)
+
+
+def _together(
+    config_file: str, overrides: Overrides, rates: Sequence[float], path: str
+) -> list[dict[str, Any]] | None:
+    """All rates as one grid of heads; None where more than the head trains, or draws are random."""
+    config = _config(config_file, overrides)
+    from tl_jax import job, probe
+
+    if probe.wanted(config):
+        return None  # the configuration has a grid of its own
+    grid = dataclasses.replace(config.probe.grid, learning_rate=tuple(rates))
+    config = dataclasses.replace(config, probe=dataclasses.replace(config.probe, grid=grid))
+    if not probe.is_possible(job.prepare(config)):
+        return None
+    summary = _train(config, f"{path}/grid")
+    return [
+        _outcome(row["learning_rate"], row["validation"]) for row in summary["probe"]["settings"]
+    ]
+
+
+def _trial(config_file: str, overrides: Overrides, rate: float, path: str) -> dict[str, Any]:
+    config = _config(config_file, overrides)
+    try:
+        return _outcome(rate, _train(config, path)["metrics"]["validation"])
+    except NotFinite:
+        return _outcome(rate, None)
+
+
+def _outcome(rate: float, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    figures = {name: None if found is None else found[name] for name in ("accuracy", "loss")}
+    return {"learning_rate": rate, **figures}
+
+
+def run(config_file: str, overrides: Overrides, path: str, measure: Measure) -> dict[str, Any]:
+    """Runs a cell to its end and measures its features.
+
+    Args:
+      config_file: of the sweep.
+      overrides: of the cell.
+      path: its work directory.
+      measure: what to measure.
+
+    Returns:
+      The content of its `summary.json`.
+
+    Raises:
+      RunFailed: as `trainer.train` does.
+    """
+    config = _config(config_file, overrides)
+    from tl_jax import feature_measures
+
+    summary = _train(config, path)
+    workdir, asked = WorkDir(path), dataclasses.asdict(measure)
+    asked = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items()}
+    found = workdir.read_json("measures.json")
+    if found is None or found["asked"] != asked:
+        found = feature_measures.measure(config, path, measure)
+        workdir.write_json("measures.json", {"asked": asked, **found})
+    return summary

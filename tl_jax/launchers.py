@@ -1,0 +1,221 @@
+"""Tasks of a sweep in processes of their own: on this machine, or on a Ray cluster.
+
+A task is a function of a module with arguments that can be pickled. It runs to its end, fails, or
+takes its process with it; each comes back as an `Outcome`, and none stops the others.
+"""
+
+import collections
+import dataclasses
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import connection
+from typing import Any, Protocol
+
+from tl_jax.errors import RunFailed, UserError, printable_lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A call.
+
+    Attributes:
+      name: for messages.
+      function: of a module, so that another process finds it.
+      arguments: of the function.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes:
+      task: which.
+      result: what it returned.
+      error: what went wrong, for people; None where nothing did.
+    """
+
+    task: Task
+    result: Any = None
+    error: str | None = None
+
+
+class Launcher(Protocol):
+    """Runs tasks in any order; yields what became of each."""
+
+    def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """An outcome for each task, as they come."""
+
+
+def call(task: Task) -> Outcome:
+    """Runs a task here; whatever it raises becomes its outcome."""
+    try:
+        return Outcome(task, task.function(*task.arguments))
+    except (RunFailed, UserError) as error:
+        return Outcome(task, error=printable_lines(str(error)))
+    except Exception as error:
+        return Outcome(task, error=printable_lines(f"{type(error).__name__}: {error}"))
+
+
+class Local:
+    """So many processes of this machine, each of which runs one task after the other.
+
+    A process that dies (memory, a signal) takes its task along, which is tried again in a new one.
+
+    Args:
+      jobs: processes at once.
+      retries: of a task whose process died.
+    """
+
+    def __init__(self, jobs: int, retries: int):
+        self._jobs, self._retries = jobs, retries
+        self._context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+
+    def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """See `Launcher`."""
+        waiting = collections.deque((task, self._retries) for task in tasks)
+        idle: list[_Worker] = []
+        busy: dict[connection.Connection, tuple[_Worker, Task, int]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self._jobs:
+                    worker = idle.pop() if idle else _Worker(self._context)
+                    task, left = waiting.popleft()
+                    worker.pipe.send(task)
+                    busy[worker.pipe] = worker, task, left
+                for pipe in connection.wait(list(busy)):
+                    worker, task, left = busy.pop(pipe)  # type: ignore[call-overload]
+                    try:
+                        outcome = worker.pipe.recv()
+                    except (EOFError, OSError):
+                        code = worker.end()
+                        if left:
+                            waiting.appendleft((task, left - 1))
+                            continue
+                        outcome = Outcome(task, error=f"its process died (exit code {code})")
+                    else:
+                        idle.append(worker)
+                    yield outcome
+        finally:
+            for worker in [*idle, *(worker for worker, _, _ in busy.values())]:
+                worker.end()
+
+
+class _Worker:
+    """A process that runs the tasks which come through a pipe."""
+
+    def __init__(self, context: Any):
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def end(self) -> int | None:
+        """Ends the process, whatever it does; its exit code."""
+        self.pipe.close()
+        self._process.kill()
+        self._process.join()
+        return self._process.exitcode
+
+
+def _serve(pipe: connection.Connection) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(call(task))
+
+
+def _follow(parent: int) -> None:
+    """Dies with the parent: a sweep that was killed leaves nobody behind in its directories."""
+    connection.wait([parent])
+    os._exit(1)
+
+
+class Ray:
+    """Tasks of a Ray cluster; those whose worker or node dies are tried again by Ray.
+
+    Args:
+      address: of the cluster; None starts one on this machine.
+      cpus: that a task takes.
+      gpus: that it takes.
+      retries: of a task whose process or node died.
+
+    Raises:
+      UserError: Ray is not installed, or the cluster does not answer.
+    """
+
+    def __init__(self, address: str | None, cpus: float, gpus: float, retries: int):
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                'config.ablate.launcher: ray is not installed: pip install "tl_jax[ray]" '
+                "(or take local)"
+            ) from None
+        self._ray = ray
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=address,
+                    include_dashboard=False if address is None else None,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
+            except Exception as error:
+                where = address or "on this machine"
+                raise UserError(
+                    f"config.ablate.ray_address: no cluster {where}: {error}"
+                ) from error
+        self._remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_call_in)
+
+    def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """See `Launcher`."""
+        here = os.getcwd()  # configurations may name files from here on
+        pending = {self._remote.remote(here, task): task for task in tasks}
+        try:
+            while pending:
+                [done], _ = self._ray.wait(list(pending))
+                task = pending.pop(done)
+                try:
+                    yield self._ray.get(done)
+                except self._ray.exceptions.RayError as error:
+                    yield Outcome(task, error=f"Ray: {str(error).splitlines()[0]}")
+        finally:
+            for reference in pending:
+                self._ray.cancel(reference, force=True)
+
+
+def _call_in(folder: str, task: Task) -> Outcome:
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    return call(task)
+
+
+def make(launcher: str, options: Any) -> Launcher:
+    """The launcher that an `ablate` section asks for (`ablation_config.Ablate`)."""
+    if launcher == "local":
+        return Local(options.jobs, options.retries)
+    return Ray(options.ray_address, options.cpus, options.gpus, options.retries)
+
+
+def results(outcomes: Sequence[Outcome]) -> list[Any]:
+    """What all tasks returned.
+
+    Raises:
+      UserError: names those that did not.
+    """
+    wrong = [f"{o.task.name}: {o.error}" for o in outcomes if o.error is not None]
+    if wrong:
+        raise UserError("\n".join(dict.fromkeys(wrong)))
+    return [outcome.result for outcome in outcomes]
