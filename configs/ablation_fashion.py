@@ -14,18 +14,18 @@ import os
 from tl_jax.config import default_config
 
 WEIGHTS = os.environ.get("TL_JAX_REAL_WEIGHTS")
-# As many trials for each; what trains the trunk wants lower rates than a head alone.
-HEAD, TRUNK = (0.03, 0.1, 0.3), (0.003, 0.01, 0.03)
+# As many trials for each; the more of the trunk trains, the lower the rates.
+HEAD, SOME, ALL = (0.03, 0.1, 0.3), (0.01, 0.03, 0.1), (0.003, 0.01, 0.03)
 STRATEGIES = {
     "linear_probe": HEAD,
-    "top_k": TRUNK,
-    "surgical": TRUNK,
-    "bitfit": TRUNK,
-    "lora": TRUNK,
-    "lp_ft": TRUNK,
-    "full": TRUNK,
+    "top_k": SOME,
+    "surgical": SOME,
+    "bitfit": SOME,
+    "lora": SOME,
+    "lp_ft": ALL,
+    "full": ALL,
     "random_trunk": HEAD,
-    "from_scratch": TRUNK,
+    "from_scratch": SOME,
 }
 
 
@@ -60,7 +60,7 @@ def get_config():
             ),
             ("seed", (0, 1, 2)),
         ),
-        "learning_rates": TRUNK,
+        "learning_rates": SOME,
         "measure": {
             "shifts": (
                 "gaussian_noise",
