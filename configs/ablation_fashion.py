@@ -42,6 +42,7 @@ def get_config():
     config.optimizer.name = "sgd"
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = "10%"
+    config.logging.figures = False  # the report has its own
     config.ablate = {
         "axes": (
             (
@@ -54,8 +55,8 @@ def get_config():
             (
                 "data.examples_per_class",
                 (
-                    {"name": "10", "data.examples_per_class": 10, "train.epochs": 20},
-                    {"name": "100", "data.examples_per_class": 100, "train.epochs": 8},
+                    {"name": "10", "data.examples_per_class": 10, "train.epochs": 15},
+                    {"name": "100", "data.examples_per_class": 100, "train.epochs": 6},
                 ),
             ),
             ("seed", (0, 1, 2)),

@@ -25,6 +25,7 @@ def get_config():
     config.train.epochs = 10
     config.optimizer.name = "sgd"
     config.optimizer.schedule = "cosine"
+    config.logging.figures = False  # the report has its own
     config.ablate = {
         "axes": (
             (

@@ -121,7 +121,8 @@ def search(
     found = workdir.read_json("search.json")
     if found is not None:
         return found
-    apart = [*overrides, ("data.splits.test", "None"), ("probe.baselines", "()")]
+    unseen = ("data.splits.test", "None"), ("probe.baselines", "()")
+    apart = [*overrides, *unseen, ("logging.figures", "False")]
     trials = _together(config_file, apart, rates, path) or [
         _trial(config_file, [*apart, (RATE, repr(rate))], rate, f"{path}/learning_rate={rate:g}")
         for rate in rates

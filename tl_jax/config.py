@@ -156,6 +156,7 @@ class Logging:
 
     every_steps: int = option(50, at_least=1)
     profile_steps: int = option(0, at_least=0)  # so many steps are traced by jax.profiler
+    figures: bool = True  # draw learning curves, confusion matrix, mistakes and plan
     compilation_cache: str | None = "~/.cache/tl_jax/compilation"
 
 

@@ -104,7 +104,9 @@ def evaluate(config: Config, path: str) -> dict[str, Any]:
         display.console.print(display.evaluation_table(split, evaluations[split], names))
     own = (workdir.path / "export").exists() and not workdir.differences(config)
     if parallel.is_first() and own:
-        results.write_evaluations(workdir, names, examples, evaluations)
+        results.write_evaluations(workdir, names, evaluations)
+        if config.logging.figures:
+            results.draw_evaluations(workdir, names, examples, evaluations)
     return {split: found.summary() for split, found in evaluations.items()}
 
 

@@ -129,20 +129,19 @@ def write(
     summary: Mapping[str, Any],
 ) -> None:
     """Writes everything; `summary.json` comes last and says that the run is finished."""
-    write_evaluations(workdir, job.class_names, job.examples, evaluations)
-    workdir.write_bytes("figures/learning_curves.png", figures.learning_curves(records))
-    workdir.write_bytes("figures/plan.png", figures.plan(job.describe_plan()))
+    write_evaluations(workdir, job.class_names, evaluations)
+    if job.config.logging.figures:
+        draw_evaluations(workdir, job.class_names, job.examples, evaluations)
+        workdir.write_bytes("figures/learning_curves.png", figures.learning_curves(records))
+        workdir.write_bytes("figures/plan.png", figures.plan(job.describe_plan()))
     _export(workdir, trained, model_card(_card(job, summary)))
     workdir.write_json("summary.json", summary)
 
 
 def write_evaluations(
-    workdir: WorkDir,
-    class_names: tuple[str, ...],
-    examples: Mapping[str, Examples],
-    evaluations: Mapping[str, Evaluation],
+    workdir: WorkDir, class_names: tuple[str, ...], evaluations: Mapping[str, Evaluation]
 ) -> None:
-    """`evaluation.json`, every answer, and for the test split (else validation) the figures."""
+    """`evaluation.json`, and every answer."""
     content = {
         split: {
             **found.summary(),
@@ -155,6 +154,15 @@ def write_evaluations(
     workdir.write_json("evaluation.json", content)
     for split, found in evaluations.items():
         workdir.write_bytes(f"predictions_{split}.csv", _answers(found))
+
+
+def draw_evaluations(
+    workdir: WorkDir,
+    class_names: tuple[str, ...],
+    examples: Mapping[str, Examples],
+    evaluations: Mapping[str, Evaluation],
+) -> None:
+    """Confusion matrix and mistakes of the test split, else of validation."""
     split = "test" if "test" in evaluations else "validation"
     if split in evaluations:
         found = evaluations[split]
