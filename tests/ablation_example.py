@@ -10,6 +10,7 @@ AXES = (
     ("strategy", tuple({"freeze.strategy": name} for name in STRATEGIES)),
     ("seed", (0, 1)),
 )
+RATES = (0.01, 1e30)  # with the second no loss stays finite
 MEASURE = {
     "probe_images": 16,
     "shifts": ("contrast",),
@@ -23,7 +24,7 @@ CLOCK = ("seconds", "memory")
 
 def write(folder: pathlib.Path, network: str, *, axes=AXES, **ablate) -> pathlib.Path:
     """A config file of a sweep; `ablate` holds fields of its section."""
-    section = {"axes": axes, "learning_rates": (0.003, 0.03), "measure": MEASURE, **ablate}
+    section = {"axes": axes, "learning_rates": RATES, "measure": MEASURE, **ablate}
     fields = {"cache": "auto", "ablate": section}
     return command_line.write_config(folder / "sweep.py", network, **fields)
 

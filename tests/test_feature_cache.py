@@ -6,7 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from tl_jax import cache_choice, feature_cache, feature_store, job, memory, parallel, stages
+from tl_jax import (
+    cache_choice,
+    feature_cache,
+    feature_store,
+    job,
+    memory,
+    parallel,
+    stages,
+    trainer,
+)
 from tl_jax import train_step as steps
 from tl_jax.errors import UserError
 from tl_jax.metrics import Meter
@@ -288,3 +297,44 @@ def test_several_blocks_outputs_pass_the_boundary(small):
     off, _ = trained(small("vit_smaller", cache="off", **fields))
     on, _ = trained(small("vit_smaller", cache="disk", **fields))
     assert_same(off, on)
+
+
+def test_a_shelf_keeps_what_was_wanted_last():
+    made = []
+
+    def make(name):
+        return lambda: made.append(name) or name
+
+    shelf = feature_cache.Shelf(limit=10)
+    assert [shelf.get(name, 5, make(name)) for name in "abab"] == list("abab")
+    assert made == ["a", "b"]
+    shelf.get("c", 5, make("c"))  # in the place of a, the one that was wanted longest ago
+    shelf.get("b", 5, make("b"))
+    shelf.get("a", 5, make("a"))
+    assert made == ["a", "b", "c", "a"]
+    assert shelf.get("large", 50, make("large")) == "large"  # alone it may be larger
+
+
+def test_runs_that_share_a_shelf_compute_the_prefix_once_and_give_the_same(
+    digits_config, tmp_path, monkeypatch
+):
+    fields = {"cache": "host", "freeze.strategy": "top_k"}
+    filled, run = [], feature_cache._run
+
+    def counted(*args):
+        filled.append(args)
+        return run(*args)
+
+    monkeypatch.setattr(feature_cache, "_run", counted)
+    with feature_cache.sharing(feature_cache.Shelf(limit=1e9)):
+        trainer.train(digits_config("resnet_basic", **fields, seed=3), tmp_path / "first")
+        assert len(filled) == 2  # train and validation
+        trainer.train(digits_config("resnet_basic", **fields), tmp_path / "shared")
+        assert len(filled) == 2
+    trainer.train(digits_config("resnet_basic", **fields), tmp_path / "alone")
+    assert len(filled) == 4
+    shared, alone = (
+        (tmp_path / name / "export" / "model.safetensors").read_bytes()
+        for name in ("shared", "alone")
+    )
+    assert shared == alone

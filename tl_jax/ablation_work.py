@@ -6,6 +6,7 @@ there, and leaves its results in a work directory, where a later start finds the
 
 import dataclasses
 import functools
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,13 +83,18 @@ def speed(config_file: str, overrides: Overrides) -> float:
     import jax
     import jax.numpy as jnp
 
-    from tl_jax import costs, job
+    from tl_jax import costs, job, prefix
 
     network = job.prepare(config).pretrained
     height, width = network.preprocessing.output_size
     size = min(config.data.batch_size, 32)
     images = jnp.zeros((size, height, width, network.preprocessing.channels))
-    forward = jax.jit(network.module.apply)
+
+    @jax.jit
+    def forward(variables, images):
+        with prefix.products():
+            return network.module.apply(variables, images)
+
     jax.block_until_ready(forward(network.variables, images))
     started = time.perf_counter()
     jax.block_until_ready([forward(network.variables, images) for _ in range(3)])
@@ -146,10 +152,16 @@ def _shelf() -> Any:
 
 def _train(config: Config, path: str) -> dict[str, Any]:
     """A run that shares the features of frozen prefixes with others of this process."""
+    import jax
+
     from tl_jax import feature_cache, trainer
 
-    with feature_cache.sharing(_shelf()):
-        return trainer.train(config, path)
+    try:
+        with feature_cache.sharing(_shelf()):
+            return trainer.train(config, path)
+    finally:  # no later run asks for these programs by the same functions; they would pile up
+        jax.clear_caches()
+        gc.collect()
 
 
 def _together(

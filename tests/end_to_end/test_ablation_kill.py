@@ -19,7 +19,9 @@ def test_killed_at_random_moments(network, tmp_path):
 
     chance, cut = random.Random(0), 0
     for _ in range(KILLS):
-        process = command_line.start(*arguments, f"--workdir={tmp_path / 'cut'}")
+        process = command_line.start(
+            *arguments, f"--workdir={tmp_path / 'cut'}", "--config.ablate.jobs=2"
+        )
         time.sleep(chance.uniform(0.2, 0.8) * took)
         cut += process.poll() is None
         process.send_signal(signal.SIGKILL)
