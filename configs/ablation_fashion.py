@@ -1,4 +1,4 @@
-"""Which freezing strategy, ResNet-50 → Fashion-MNIST: 9 strategies × 2 sizes × 3 seeds.
+"""Which freezing strategy, ResNet-50 → Fashion-MNIST: 8 strategies × 2 sizes × 3 seeds.
 
 Command   python run.py --mode ablate --config configs/ablation_fashion.py
 Hardware  two CPU cores do; a GPU
@@ -19,7 +19,6 @@ STRATEGIES = (
     "top_k",
     "surgical",
     "bitfit",
-    "lora",
     "lp_ft",
     "full",
     "random_trunk",

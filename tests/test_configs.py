@@ -46,7 +46,7 @@ def test_the_configurations_are_there():
 
 
 @pytest.mark.parametrize(
-    ("name", "cells", "groups"), [("ablation_quickstart", 24, 12), ("ablation_fashion", 54, 18)]
+    ("name", "cells", "groups"), [("ablation_quickstart", 24, 12), ("ablation_fashion", 48, 16)]
 )
 def test_sweeps_are_whole(name, cells, groups):
     path = str(ROOT / "configs" / f"{name}.py")
