@@ -275,7 +275,7 @@ def method(answers: Answers) -> list[Sentence]:
         found.append(
             ("An interval is a 95 % crossed bootstrap (Owen 2007, doi:10.1214/07-AOAS122): seeds "
              "and test examples are both drawn anew, 2,000 times. How much seeds differ is taken "
-             f"for no less than its mean over the {answers.sweep.nouns} of the setting, and "
+             f"for no less than the middle one over the {answers.sweep.nouns} of the setting, and "
              "Student's t allows for the number of seeds.",)
         )  # fmt: skip
     if any(e.source == EXAMPLES for e in estimates):
