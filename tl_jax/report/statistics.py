@@ -159,8 +159,9 @@ def compare(setting: Mapping[str, Mapping[str, Run]]) -> list[Difference]:
     Two or three seeds say little about how much seeds differ. So what s² has from the seeds, v, is
     taken for no less than the middle one over all pairs, with their common degrees of freedom f
     (those of the residual in a layout of strategies by seeds), and c is exchanged for the quantile
-    of Student's t at c's level with f (s² / v)² degrees (Satterthwaite 1946, doi:10.2307/3002019). In
-    simulations without this, intervals of all pairs of 3 seeds held together in half of the sweeps.
+    of Student's t at c's level with f (s² / v)² degrees (Satterthwaite 1946,
+    doi:10.2307/3002019). In simulations without this, intervals of all pairs of 3 seeds held
+    together in half of the sweeps.
 
     Without hits only seeds are resampled, and Bonferroni takes the place of c, since replicates of
     two or three numbers have no tails. One seed without hits has no interval.
