@@ -2,8 +2,11 @@
 
 Command   python run.py --mode ablate --config configs/ablation_quickstart.py
 Hardware  2 CPU cores; needs nothing from outside
-Runtime   TODO
-Expected  TODO
+Runtime   not measured on cores of its own; beside other work 9.6 min, with one strategy more and
+          with pictures of every run
+Expected  test accuracy of 500, mean over seeds 0 and 1, with 10 and 80 examples a class: full 0.879
+          and 0.962, top_k 0.852 and 0.967, from_scratch 0.762 and 0.979, linear_probe 0.744 and
+          0.909, random_trunk 0.603 and 0.851
 """
 
 from pathlib import Path

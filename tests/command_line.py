@@ -59,7 +59,7 @@ def run(*arguments: Any, code: int = 0, **options: Any) -> tuple[str, str]:
     """What run.py prints and complains of, once it has ended with this exit code."""
     process = start(*arguments, **options)
     try:
-        printed, complained = process.communicate(timeout=120)
+        printed, complained = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == code, printed + complained
