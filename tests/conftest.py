@@ -10,11 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-import atexit
 import json
 import pathlib
-import shutil
-import tempfile
 
 import numpy as np
 import pytest
