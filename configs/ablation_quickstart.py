@@ -9,25 +9,14 @@ Expected  test accuracy of 500, mean over seeds 0 and 1, with 10 and 80 examples
           0.909, random_trunk 0.603 and 0.851
 """
 
-from pathlib import Path
-
-from tl_jax.config import default_config
-
-QUICKSTART = Path(__file__).resolve().parent.parent / "quickstart"
+import quickstart
 
 
 def get_config():
-    config = default_config()
-    config.model.pretrained = str(QUICKSTART / "trunk")
-    config.data.source = "tfds:digits"
-    config.data.dir = str(QUICKSTART / "data")
-    config.data.splits.train = "train[:1000]"
-    config.data.splits.validation = "train[1000:]"
-    config.data.splits.test = "test"
+    config = quickstart.get_config()
+    config.control = None
     config.data.batch_size = 50
     config.train.epochs = 10
-    config.optimizer.name = "sgd"
-    config.optimizer.schedule = "cosine"
     config.logging.figures = False  # the report has its own
     config.ablate = {
         "axes": (
@@ -50,7 +39,7 @@ def get_config():
             "shifts": ("gaussian_noise", "gaussian_blur", "contrast", "translate"),
             "severities": (1, 3),
             "source": "tfds:fashion_sample",
-            "source_dir": str(QUICKSTART / "data"),
+            "source_dir": config.data.dir,
         },
     }
     return config

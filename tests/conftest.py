@@ -10,13 +10,33 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import atexit
+import gc
 import json
 import pathlib
+import shutil
+import tempfile
 
+# What one test compiled the next one need not: a cache for this session and all its processes.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tl_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+import jax
 import numpy as np
 import pytest
 
 HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+    """Each holds memory maps, of which Linux gives a process 65,530; loading one more is fatal."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

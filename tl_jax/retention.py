@@ -52,13 +52,9 @@ class Classifier:
         data, count = job.config.data, len(examples)
         size = -(-count // -(-count // data.batch_size))  # equal batches, the least to pad
         self.batches: list[dict[str, Any]] = list(
-            input_pipeline.evaluation_batches(
+            input_pipeline.all_batches(
                 input_pipeline.ImageRows(examples, network.preprocessing),
-                batch_size=parallel.round_up(size),
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                threads=data.threads,
-                workers=data.workers,
+                dataclasses.replace(data, batch_size=parallel.round_up(size)),
             )
         )
 

@@ -248,14 +248,16 @@ def gradients(answers: Answers) -> list[Sentence]:
         where: Sentence = ()
         if gradient.setting.title:
             where = ("With ", Name(gradient.setting.title), ": ")
-        if ratio >= 1:
-            text = f"an untrained head sends {ratio:.2g} times larger gradients into the trunk"
+        if f"{max(ratio, 1 / ratio):.2g}" in ("1", "1.1"):
+            size, as_or_than = "gradients about as large", "as"
+        elif ratio >= 1:
+            size, as_or_than = f"{ratio:.2g} times larger gradients", "than"
         else:
-            text = f"an untrained head sends {1 / ratio:.2g} times smaller gradients into the trunk"
+            size, as_or_than = f"{1 / ratio:.2g} times smaller gradients", "than"
         runs = counted(gradient.cells, "run")
-        if not where:
-            text = text[0].upper() + text[1:]
-        found.append((*where, f"{text} than a trained one (geometric mean of {runs})."))
+        text = f"untrained head sends {size} into the trunk {as_or_than} a trained one"
+        article = "an" if where else "An"
+        found.append((*where, f"{article} {text} (geometric mean of {runs})."))
     return found
 
 
