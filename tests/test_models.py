@@ -12,9 +12,9 @@ from flax import linen as nn
 from golden import networks
 from jax.extend import core
 
-from tl_jax import models, param_tree
+from tl_jax import costs, models, param_tree
 from tl_jax.errors import UserError
-from tl_jax.models.layers import ACTIVATIONS, Dropout, bicubic_matrix
+from tl_jax.models.layers import ACTIVATIONS, Dropout, Head, bicubic_matrix
 from tl_jax.pretrained import Pretrained, load_pretrained
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -76,6 +76,25 @@ def test_chain_ranges_compose_and_own_all_parameters(name, tmp_path):
         own = {kind: param_tree.split(tree, block.owns)[0] for kind, tree in net.variables.items()}
         x = net.apply(images, last=index)
         net.module.apply(own, x, first=index, last=index + 1)
+
+
+def test_the_top_layer_computes_the_tokens_that_are_read(tmp_path):
+    net, images = network("vit_larger", tmp_path), networks.images("vit_larger")
+    top = [block.name for block in net.chain].index("norm") - 1
+    whole = net.apply(images, last=top + 1)
+    assert whole.shape == net.apply(images, last=top).shape  # all tokens, where it stands alone
+    np.testing.assert_allclose(net.features(images), net.apply(whole, first=-2, last=-1), atol=1e-5)
+
+    def products(**head):
+        module = net.module.clone(head=Head(**head))
+        return costs.product_flops(lambda v, x: module.apply(v, x, last=-1), net.variables, images)
+
+    count, tokens, width = whole.shape
+    wide = net.config["intermediate_size"]
+    per_token = 2 * (2 * width * width + 2 * width * wide)  # query, output, and the MLP's two
+    attention = 2 * 2 * tokens * width
+    saved = products(input="cls+mean") - products()
+    assert saved == count * (tokens - 1) * (per_token + attention)
 
 
 def test_block_prefixes_do_not_swallow_their_neighbours():

@@ -254,7 +254,8 @@ def test_rematerialised_gradients_are_the_same(digits_config, name):
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     forward = costs.lowered_flops(loss, *args)
-    assert 0.8 * forward < found[1][3] - found[0][3] < 1.1 * forward
+    # A block's last product is not computed again: nothing in its gradient reads it.
+    assert 0.7 * forward < found[1][3] - found[0][3] < 1.1 * forward
 
 
 @pytest.mark.parametrize("name", ["resnet_bottleneck", "vit_smaller"])

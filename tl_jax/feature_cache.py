@@ -71,14 +71,14 @@ def fill(
     started = time.perf_counter()
     roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
-    compiling: list[float] = []
+    make_ready = _Compiling(stages.prefix_of(job, stage))
+    run = _Compiling(_prefix_step(job, stage.plan, devices))
     if choice.first:
-        run = _compile_prefix(job, stage.plan, devices)
-        below = devices.replicate(stages.prefix_of(job, stage)(variables))
+        below = devices.replicate(make_ready(variables))
         for role, layout in choice.layouts.items():
 
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
-                return track(_run(job, run, devices, below, role, layout, compiling), layout)
+                return track(_run(job, run, devices, below, role, layout), layout)
 
             if choice.kind == "disk":
                 rows[role] = _shared(job, stage.plan, variables, role, layout, produce)
@@ -90,8 +90,9 @@ def fill(
     inputs = Inputs(choice, rows, resident)
     if choice.kind == "device":
         inputs = on_devices(inputs, devices)
-    took = time.perf_counter() - started - sum(compiling)
-    return dataclasses.replace(inputs, seconds=took, compile_seconds=sum(compiling))
+    compiling = make_ready.seconds + run.seconds
+    took = time.perf_counter() - started - compiling
+    return dataclasses.replace(inputs, seconds=took, compile_seconds=compiling)
 
 
 def on_devices(inputs: Inputs, devices: DataParallel) -> Inputs:
@@ -158,7 +159,24 @@ def _kept(
     return shelf.get(json.dumps(key, sort_keys=True), layout.nbytes, make)
 
 
-def _compile_prefix(job: Job, plan: Plan, devices: DataParallel) -> Callable:
+class _Compiling:
+    """A function that compiles when it is called first, and the seconds that this took.
+
+    The first call returns when the program is compiled, not when it is done.
+    """
+
+    def __init__(self, function: Callable):
+        self._function, self._called, self.seconds = function, False, 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        found = self._function(*arguments)
+        if not self._called:
+            self._called, self.seconds = True, time.perf_counter() - started
+        return found
+
+
+def _prefix_step(job: Job, plan: Plan, devices: DataParallel) -> Callable:
     def step(below, batch):
         images = job.preprocess(batch)
         found = prefix.apply(job.pretrained.module, plan, below, images), batch["label"]
@@ -175,7 +193,6 @@ def _run(
     below: Any,
     role: str,
     layout: Layout,
-    compiling: list[float],
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
     """Activations and labels of a split, batch by batch, view by view, one behind the device."""
 
@@ -189,10 +206,7 @@ def _run(
         batches = input_pipeline.all_batches(job.rows(role), job.config.data, view=view)
         left, pending = layout.examples, None
         for batch in batches:
-            started = time.perf_counter()
             found = run(below, devices.shard(batch))
-            if not compiling:  # the first call returns when it is compiled, not when it is done
-                compiling.append(time.perf_counter() - started)
             if pending is not None:
                 yield take(*pending)
             pending, left = (found, min(size, left)), left - size

@@ -130,8 +130,10 @@ def make_loss(
 
     def block_by_block(variables, x, keys):
         moved: dict[str, Any] = {}
-        for index in range(plan.boundary, len(plan.blocks)):
-            block = functools.partial(run, first=index, last=index + 1)
+        count = len(plan.blocks)  # norm or pool, and head, go with the block that they read
+        starts = [plan.boundary, *range(plan.boundary + 1, count - 2)]
+        for first, last in zip(starts, [*starts[1:], count], strict=True):
+            block = functools.partial(run, first=first, last=last)
             x, moved = jax.checkpoint(block)({**variables, **moved}, x, keys)
         return x, moved
 

@@ -148,8 +148,12 @@ class Chain(nn.Module):
     precision: str = "float32"
     head: Head = Head()
 
-    def blocks(self) -> Sequence[Block]:
-        """The blocks in order, the head last; each takes `(x, keys=…, batch_norm=…)`."""
+    def blocks(self, last: int | None = None) -> Sequence[Block]:
+        """The blocks in order, the head last; each takes `(x, keys=…, batch_norm=…)`.
+
+        Args:
+          last: end of the range that will run; what no block below it reads may be left out.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -179,7 +183,7 @@ class Chain(nn.Module):
         Raises:
           UserError: the images have another number of channels, or there is no head to run.
         """
-        blocks = self.blocks()
+        blocks = self.blocks(last)
         with jax.default_matmul_precision(self.precision):
             for index in range(len(blocks))[first:last]:
                 x = blocks[index](

@@ -194,7 +194,7 @@ class ResNet(Chain):
         # In the checkpoint the head is a Sequential of a flattening and a linear layer.
         self.classifier = [None, heads.layer(self.head, self.num_classes)]
 
-    def blocks(self) -> Sequence[Block]:
+    def blocks(self, last: int | None = None) -> Sequence[Block]:
         """See `chain`."""
         residual = [layer for stage in self.resnet.encoder.stages for layer in stage.layers]
         return [

@@ -1,5 +1,6 @@
 """ViT (https://arxiv.org/abs/2010.11929) as in transformers' `ViTForImageClassification`."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -130,16 +131,19 @@ class SelfAttention(nn.Module):
         self.value = nn.Dense(width, use_bias=bias, dtype=self.dtype)
         self.dropout = Dropout(self.options.attention_probs_dropout_prob)
 
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """x [N, T, D] → [N, T, D]: softmax(q kᵀ / √d) v in each head."""
-        heads = (*x.shape[:2], self.options.num_attention_heads, -1)
+    def __call__(
+        self, x: jax.Array, keys: jax.Array | None, tokens: int | None = None
+    ) -> jax.Array:
+        """x [N, T, D] → [N, tokens, D]: softmax(q kᵀ / √d) v in each head."""
+        read = x[:, :tokens]
         query, key, value = (
-            project(x).reshape(heads) for project in (self.query, self.key, self.value)
+            project(y).reshape(*y.shape[:2], self.options.num_attention_heads, -1)
+            for project, y in ((self.query, read), (self.key, x), (self.value, x))
         )
         scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * query.shape[-1] ** -0.5
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         attended = jnp.einsum("nhqk,nkhd->nqhd", self.dropout(weights, keys), value)
-        return attended.reshape(x.shape)
+        return attended.reshape(read.shape)
 
 
 class Output(nn.Module):
@@ -169,9 +173,11 @@ class Attention(nn.Module):
         self.attention = SelfAttention(self.options, self.dtype)
         self.output = Output(self.options, self.dtype)
 
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """x [N, T, D] → [N, T, D]."""
-        return self.output(self.attention(x, keys), keys)
+    def __call__(
+        self, x: jax.Array, keys: jax.Array | None, tokens: int | None = None
+    ) -> jax.Array:
+        """x [N, T, D] → [N, tokens, D]."""
+        return self.output(self.attention(x, keys, tokens), keys)
 
 
 class Intermediate(nn.Module):
@@ -204,10 +210,14 @@ class Layer(nn.Module):
         self.output = Output(self.options, self.dtype)
 
     def __call__(
-        self, x: jax.Array, keys: jax.Array | None = None, batch_norm: bool = False
+        self,
+        x: jax.Array,
+        keys: jax.Array | None = None,
+        batch_norm: bool = False,
+        tokens: int | None = None,
     ) -> jax.Array:
-        """x [N, T, D] → [N, T, D]."""
-        x = x + self.attention(self.layernorm_before(x), keys)
+        """x [N, T, D] → [N, tokens, D]: the first so many, all of them by default."""
+        x = x[:, :tokens] + self.attention(self.layernorm_before(x), keys, tokens)
         return x + self.output(self.intermediate(self.layernorm_after(x)), keys)
 
 
@@ -255,11 +265,15 @@ class ViT(Chain):
         """x [N, T, D] → float32 [N, D], the mean of the patches after the final norm."""
         return self.vit.layernorm(x[:, 1:]).mean(axis=1)
 
-    def blocks(self) -> Sequence[Block]:
-        """See `chain`."""
+    def blocks(self, last: int | None = None) -> Sequence[Block]:
+        """See `chain`; the top layer gives the class token alone where no other is read."""
+        layers: list[Block] = [*self.vit.encoder.layer]
+        class_token = self.head.input not in ("pooled", "cls+mean")
+        if class_token and range(len(layers) + 3)[:last].stop > len(layers) + 1:
+            layers[-1] = functools.partial(layers[-1], tokens=1)
         return [
             self.vit.embeddings,
-            *heads.tapped(self.vit.encoder.layer, self.head.last_blocks),
+            *heads.tapped(layers, self.head.last_blocks),
             heads.seeing(
                 self.mean_patch if self.head.input == "pooled" else self.class_token,
                 self.mean_patch if self.head.input == "cls+mean" else None,
