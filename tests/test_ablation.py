@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import signal
+import time
 
 import ablation_example
 import command_line
@@ -110,10 +113,35 @@ def test_another_sweep_or_a_single_run_is_refused(finished, network, tmp_path, c
     assert "holds a single run" in capsys.readouterr().err
 
 
+def progress(workdir):
+    """How far a sweep is: it only grows, over restarts too."""
+    return sum(1 for path in workdir.rglob("*.json") if "checkpoints" not in path.parts)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_table(finished, tmp_path):
+    config, workdir = finished
+    chance, whole, cut = random.Random(0), progress(workdir), tmp_path / "cut"
+    arguments = ["--mode=ablate", f"--config={config}", f"--workdir={cut}"]
+    for share in sorted(chance.uniform(0.1, 0.9) for _ in range(3)):
+        process = command_line.start(*arguments, "--config.ablate.jobs=2")
+        while progress(cut) < share * whole and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 0.5))
+        assert process.poll() is None, "it was over before it was killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    command_line.run(*arguments)
+    theirs, ours = (ablation_example.rows(folder) for folder in (workdir, cut))
+    for row in (*theirs, *ours):
+        row.pop("command")  # which names the work directory
+    assert ours == theirs
+
+
 def test_a_cell_that_fails_stops_no_other(network, tmp_path, capsys):
     axes = (("optimizer.learning_rate", (0.1, 1e38)),)
+    nothing = {"probe_images": 0, "shifts": (), "gradient_steps": 0}
     config = ablation_example.write(
-        tmp_path, network("resnet_basic"), axes=axes, learning_rates=None
+        tmp_path, network("resnet_basic"), axes=axes, learning_rates=None, measure=nothing
     )
     assert start(config, tmp_path / "run", "--config.train.epochs=2") == 1
     assert "1 of 2 cells" in capsys.readouterr().err

@@ -83,7 +83,9 @@ def test_the_top_layer_computes_the_tokens_that_are_read(tmp_path):
     top = [block.name for block in net.chain].index("norm") - 1
     whole = net.apply(images, last=top + 1)
     assert whole.shape == net.apply(images, last=top).shape  # all tokens, where it stands alone
-    np.testing.assert_allclose(net.features(images), net.apply(whole, first=-2, last=-1), atol=1e-5)
+    np.testing.assert_allclose(
+        net.features(images), net.apply(whole, first=top + 1, last=top + 2), atol=1e-5
+    )
 
     def products(**head):
         module = net.module.clone(head=Head(**head))

@@ -123,3 +123,21 @@ def test_both_leave_when_the_work_directory_cannot_be_used(config, tmp_path):
     said = end(start_two("--config", config, "--workdir", tmp_path / "file" / "run"), code=2)
     for _, complained in said:
         assert "cannot be written: Not a directory" in complained and "Traceback" not in complained
+
+
+def test_they_share_a_cache_on_disk(config, tmp_path):
+    """The first writes what both computed; one process with as many devices finds it there."""
+    fields = {"freeze.strategy": "linear_probe", "freeze.batch_norm": "frozen", "cache": "disk"}
+    shared = [f"--config.{name}={value}" for name, value in fields.items()]
+    shared += ["--config", config, f"--config.cache_dir={tmp_path / 'cache'}"]
+    end(start_two(*shared, "--workdir", tmp_path / "two"))
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")}
+    assert stamps
+    command_line.run(*shared, "--workdir", tmp_path / "one", devices=4)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")} == stamps
+    ours, theirs = (command_line.results(tmp_path / name) for name in ("two", "one"))
+    for split in ("validation", "test"):
+        assert ours["metrics"][split] == near(theirs["metrics"][split])
+    ours, theirs = load(ours["exported"]), load(theirs["exported"])
+    for key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-6, err_msg=key)

@@ -75,10 +75,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class GradientRatio:
-    """How much larger gradients a random head sends into the trunk than a trained one."""
+    """How much larger gradients a random head sends into the trunk than a trained one.
+
+    Attributes:
+      setting: of the cells.
+      first: in the first step, geometric mean over the cells.
+      mean: of the norms' means over all steps, likewise.
+      cells: in which they were measured.
+    """
 
     setting: Setting
-    ratio: float
+    first: float
+    mean: float
     cells: int
 
 
@@ -195,8 +203,8 @@ def pareto_front(points: Iterable[tuple[float | None, float]]) -> list[int]:
     return front
 
 
-def trunk_norm(rows: Iterable[Json]) -> float | None:
-    """Mean over steps of the norm of all gradients into the trunk: √Σ over its blocks of norm²."""
+def trunk_norms(rows: Iterable[Json]) -> np.ndarray | None:
+    """By step, the norm of all gradients into the trunk: √Σ over its blocks of norm²."""
     norms = [
         [finite(norm) for norm in row["norms"]]
         for row in rows
@@ -205,8 +213,7 @@ def trunk_norm(rows: Iterable[Json]) -> float | None:
     if not norms or any(norm is None for row in norms for norm in row):
         return None
     steps = min(map(len, norms))
-    squares = np.square([row[:steps] for row in norms]).sum(0)  # type: ignore[arg-type]
-    return float(np.sqrt(squares).mean())
+    return np.sqrt(np.square([row[:steps] for row in norms]).sum(0))  # type: ignore[arg-type]
 
 
 def _gradients(sweep: Sweep, setting: Setting) -> GradientRatio | None:
@@ -215,7 +222,11 @@ def _gradients(sweep: Sweep, setting: Setting) -> GradientRatio | None:
         gradients = cell.measures.get("gradients") or {}
         if cell.setting != setting or not gradients:
             continue
-        random, trained = (trunk_norm(gradients[head]) for head in ("random_head", "trained_head"))
-        if random and trained:
-            logs.append(np.log(random / trained))
-    return GradientRatio(setting, float(np.exp(np.mean(logs))), len(logs)) if logs else None
+        random, trained = (trunk_norms(gradients[head]) for head in ("random_head", "trained_head"))
+        if random is None or trained is None or not (random.all() and trained.all()):
+            continue
+        logs.append(np.log([random[0] / trained[0], random.mean() / trained.mean()]))
+    if not logs:
+        return None
+    first, mean = (float(ratio) for ratio in np.exp(np.mean(logs, axis=0)))
+    return GradientRatio(setting, first, mean, len(logs))

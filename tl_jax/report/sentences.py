@@ -240,24 +240,25 @@ def _grouped(cells: Sequence[Cell]) -> Sentence:
     )
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g} times"
+
+
 def gradients(answers: Answers) -> list[Sentence]:
     """What an untrained head does to the trunk."""
     found: list[Sentence] = []
     for gradient in answers.gradients:
-        ratio = gradient.ratio
         where: Sentence = ()
         if gradient.setting.title:
             where = ("With ", Name(gradient.setting.title), ": ")
-        if f"{max(ratio, 1 / ratio):.2g}" in ("1", "1.1"):
-            size, as_or_than = "gradients about as large", "as"
-        elif ratio >= 1:
-            size, as_or_than = f"{ratio:.2g} times larger gradients", "than"
-        else:
-            size, as_or_than = f"{1 / ratio:.2g} times smaller gradients", "than"
-        runs = counted(gradient.cells, "run")
-        text = f"untrained head sends {size} into the trunk {as_or_than} a trained one"
         article = "an" if where else "An"
-        found.append((*where, f"{article} {text} (geometric mean of {runs})."))
+        runs = counted(gradient.cells, "run")
+        text = (
+            f"{article} untrained head's gradients into the trunk are {_times(gradient.first)} "
+            f"those of a trained head in the first step, and {_times(gradient.mean)} in the mean "
+            f"of all steps measured (geometric means of {runs})."
+        )
+        found.append((*where, text))
     return found
 
 
