@@ -128,6 +128,7 @@ def test_both_leave_when_the_work_directory_cannot_be_used(config, tmp_path):
 def test_they_share_a_cache_on_disk(config, tmp_path):
     """The first writes what both computed; one process with as many devices finds it there."""
     fields = {"freeze.strategy": "linear_probe", "freeze.batch_norm": "frozen", "cache": "disk"}
+    fields["data.augmentation"] = "none"
     shared = [f"--config.{name}={value}" for name, value in fields.items()]
     shared += ["--config", config, f"--config.cache_dir={tmp_path / 'cache'}"]
     end(start_two(*shared, "--workdir", tmp_path / "two"))
