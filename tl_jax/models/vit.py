@@ -268,8 +268,9 @@ class ViT(Chain):
     def blocks(self, last: int | None = None) -> Sequence[Block]:
         """See `chain`; the top layer gives the class token alone where no other is read."""
         layers: list[Block] = [*self.vit.encoder.layer]
-        class_token = self.head.input not in ("pooled", "cls+mean")
-        if class_token and range(len(layers) + 3)[:last].stop > len(layers) + 1:
+        norm = 1 + len(layers)
+        patches = self.head.input in ("pooled", "cls+mean")
+        if norm in range(norm + 2)[:last] and not patches:
             layers[-1] = functools.partial(layers[-1], tokens=1)
         return [
             self.vit.embeddings,
