@@ -52,6 +52,29 @@ def test_tasks_come_back_with_their_results_from_other_processes():
     assert found["pid"].result != os.getpid()
 
 
+def meet(folder, name, other):
+    """Returns when two processes are here at once."""
+    (pathlib.Path(folder) / name).touch()
+    while not (pathlib.Path(folder) / other).exists():
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def test_a_process_waits_for_the_next_call_and_is_given_what_it_knows(tmp_path):
+    launch, ran = Local(2, 0), []
+    for number, kinds in enumerate(("ab", "ba", "ab", "ba", "ba")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tasks = [Task(k, meet, (str(folder), k, {"a": "b", "b": "a"}[k]), k) for k in kinds]
+        found = by_name(launch(tasks))
+        ran.append((found["a"].result, found["b"].result))
+    assert len(set(ran)) == 1
+    launch.close()
+    for process in ran[0]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
 def test_a_failure_stops_no_other_task():
     tasks = [
         Task("user", fail, (UserError, "mend it")),

@@ -1,5 +1,6 @@
 """A sweep, from its cells to one answer: read it from top to bottom."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ SWEEP, ESTIMATES = "ablation/sweep.json", "ablation/estimates.json"
 
 def plan(sweep: Sweep) -> None:
     """Prints the runs, what they cost and what they share; nothing is trained or written."""
-    launch = launchers.make(sweep.options.launcher, sweep.options)
-    sweep_display.plan(sweep, _estimates(sweep, launch))
+    with _launcher(sweep) as launch:
+        sweep_display.plan(sweep, _estimates(sweep, launch))
 
 
 def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
@@ -38,14 +39,14 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
     workdir = WorkDir(path)
     _claim(sweep, workdir)
     workdir.check_writable()
-    launch = launchers.make(sweep.options.launcher, sweep.options)
     with workdir.lock():
-        estimates = workdir.read_json(ESTIMATES) or _estimates(sweep, launch)
-        sweep_display.plan(sweep, estimates)
-        workdir.write_json(SWEEP, sweep.identity())
-        workdir.write_json(ESTIMATES, estimates)
-        searched, errors = _search(sweep, workdir, launch)
-        errors |= _run(sweep, workdir, launch, searched, errors)
+        with _launcher(sweep) as launch:
+            estimates = workdir.read_json(ESTIMATES) or _estimates(sweep, launch)
+            sweep_display.plan(sweep, estimates)
+            workdir.write_json(SWEEP, sweep.identity())
+            workdir.write_json(ESTIMATES, estimates)
+            searched, errors = _search(sweep, workdir, launch)
+            errors |= _run(sweep, workdir, launch, searched, errors)
         results = ablation_results.collect(sweep, workdir, command, searched, errors)
         answers = report.write(workdir, results)
     sweep_display.answers(answers, workdir.path / "ablation")
@@ -57,6 +58,10 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
             + "; the report says why, and the same command tries them again"
         )
     return results
+
+
+def _launcher(sweep: Sweep) -> contextlib.closing[Launcher]:
+    return contextlib.closing(launchers.make(sweep.options.launcher, sweep.options))
 
 
 def _claim(sweep: Sweep, workdir: WorkDir) -> None:
@@ -106,7 +111,7 @@ def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
     """
     first = {group: cells[0] for group, cells in sweep.groups.items()}
     tasks = [
-        Task(group, ablation_work.estimate, (sweep.config_file, cell.overrides))
+        Task(group, ablation_work.estimate, (sweep.config_file, cell.overrides), _kind(sweep, cell))
         for group, cell in first.items()
     ]
     speed = Task("", ablation_work.speed, (sweep.config_file, sweep.cells[0].overrides))
@@ -138,6 +143,7 @@ def _search(
                 cells[0].rates,
                 str(workdir.path / f"search/{group}"),
             ),
+            _kind(sweep, cells[0]),
         )
         for group, cells in asked.items()
         if group not in searched
@@ -170,6 +176,7 @@ def _run(
                 str(workdir.path / ablation_results.cell_path(cell)),
                 sweep.options.measure,
             ),
+            _kind(sweep, cell),
         )
         for cell in sorted(sweep.cells, key=lambda cell: _neighbours(sweep, cell))
         if cell.name not in failed and not _finished(sweep, workdir, cell)
@@ -179,6 +186,11 @@ def _run(
         if outcome.error is not None:
             errors[outcome.task.name] = outcome.error
     return errors
+
+
+def _kind(sweep: Sweep, cell: Cell) -> str:
+    """Cells of one kind run the same programs, most often."""
+    return cell.values[sweep.compared]
 
 
 def _neighbours(sweep: Sweep, cell: Cell) -> list[str]:

@@ -4,11 +4,11 @@ Each function stands alone: it takes what can be sent to another machine, reads 
 there, and leaves its results in a work directory, where a later start finds them.
 """
 
+import contextlib
 import dataclasses
 import functools
-import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tl_jax import config_files, process
@@ -19,6 +19,7 @@ from tl_jax.workdir import WorkDir
 
 Overrides = Sequence[tuple[str, str]]
 _SHELF_SHARE = 0.1  # of the memory that is free: features that wait for another run
+_PROGRAMS = 100  # that wait for another run
 
 
 @functools.cache
@@ -51,6 +52,11 @@ def estimate(config_file: str, overrides: Overrides) -> dict[str, Any]:
       "flops": least, of training, the prefix counted once where it is cached.
     """
     config = _config(config_file, overrides)
+    with _sharing():
+        return _estimate(config)
+
+
+def _estimate(config: Config) -> dict[str, Any]:
     from tl_jax import cache_choice, job, step_cost
 
     found = job.prepare(config)
@@ -58,7 +64,7 @@ def estimate(config_file: str, overrides: Overrides) -> dict[str, Any]:
     size, rows = config.data.batch_size, len(found.examples["train"])
     for stage, least in zip(found.stages, step_cost.least(found), strict=True):
         choice = cache_choice.choose(found, stage)
-        below = cache_choice.prefix_share(found, stage.plan) if choice.first else 0.0
+        below = cache_choice.prefix_share(found, stage) if choice.first else 0.0
         flops += least * ((stage.last - stage.first) * (1 - below) + below * rows / size)
         caches.append({"kind": choice.kind, "first": choice.first, "reason": choice.reason})
     stage, first = found.stages[0], caches[0]["first"]
@@ -144,24 +150,28 @@ def search(
 
 
 @functools.cache
-def _shelf() -> Any:
-    from tl_jax import feature_cache, memory
+def _shelves() -> tuple[Any, Any]:
+    from tl_jax import feature_cache, memory, programs
 
-    return feature_cache.Shelf(_SHELF_SHARE * memory.host_available())
+    features = feature_cache.Shelf(_SHELF_SHARE * memory.host_available())
+    return features, programs.Shelf(_PROGRAMS)
+
+
+@contextlib.contextmanager
+def _sharing() -> Iterator[None]:
+    """Features of frozen prefixes, and programs, are shared with other runs of this process."""
+    from tl_jax import feature_cache, programs
+
+    features, compiled = _shelves()
+    with feature_cache.sharing(features), programs.sharing(compiled):
+        yield
 
 
 def _train(config: Config, path: str) -> dict[str, Any]:
-    """A run that shares the features of frozen prefixes with others of this process."""
-    import jax
+    from tl_jax import trainer
 
-    from tl_jax import feature_cache, trainer
-
-    try:
-        with feature_cache.sharing(_shelf()):
-            return trainer.train(config, path)
-    finally:  # no later run asks for these programs by the same functions; they would pile up
-        jax.clear_caches()
-        gc.collect()
+    with _sharing():
+        return trainer.train(config, path)
 
 
 def _together(
@@ -219,6 +229,7 @@ def run(config_file: str, overrides: Overrides, path: str, measure: Measure) -> 
     asked = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items()}
     found = workdir.read_json("measures.json")
     if found is None or found["asked"] != asked:
-        found = feature_measures.measure(config, path, measure)
+        with _sharing():
+            found = feature_measures.measure(config, path, measure)
         workdir.write_json("measures.json", {"asked": asked, **found})
     return summary

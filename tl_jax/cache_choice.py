@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import costs, memory, parallel, param_tree
+from tl_jax import costs, memory, parallel, param_tree, programs
 from tl_jax.errors import UserError
 from tl_jax.feature_store import Layout
 from tl_jax.freezing import Plan
@@ -85,7 +85,7 @@ def choose(
     if wanted != "auto":
         return Choice(wanted, plan.boundary, layouts, f"{at}, as config.cache says")
     epochs, views = (stage.last - stage.first) / job.steps_per_epoch, job.config.data.views or 1
-    share = prefix_share(job, plan)
+    share = prefix_share(job, stage)
     saved = share * (1 - views / epochs) if epochs > views else 0.0
     if saved < LEAST_SAVED and not needed:
         why = f"{share:.0%} of a step's computation lies below {plan.blocks[plan.boundary]}"
@@ -158,8 +158,12 @@ def _activations(job: Job, plan: Plan, splits: Sequence[str]) -> dict[str, Layou
     return layouts
 
 
-def prefix_share(job: Job, plan: Plan) -> float:
-    """Share of a step's products that are computed below a plan's boundary."""
+def prefix_share(job: Job, stage: Stage) -> float:
+    """Share of a step's products that are computed below a phase's boundary."""
+    return programs.of_run(job, stage, "prefix share", lambda _: _prefix_share(job, stage.plan))
+
+
+def _prefix_share(job: Job, plan: Plan) -> float:
     height, width = job.pretrained.preprocessing.output_size
     channels = job.pretrained.preprocessing.channels
     images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tl_jax import evaluation, input_pipeline, lora, parallel, prefix, runner, stages
+from tl_jax import evaluation, input_pipeline, lora, parallel, prefix, programs, runner, stages
 from tl_jax.evaluation import Evaluation
 from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
@@ -51,18 +51,28 @@ class Evaluator:
         self, first: int, number: int | None
     ) -> tuple[Callable, Callable | None, Callable | None]:
         """The step, and where the prefix runs before it, what makes it ready and runs it."""
-        job, ready, run_below = self._job, None, None
+        job, devices, ready, run_below = self._job, self._devices, None, None
         if number is not None and not first and prefix.can_be_ready(job.stages[number].plan):
             stage = job.stages[number]
             first, ready = stage.plan.boundary, stages.prefix_of(job, stage)
-            below = runner.below_step(job, stage)
-            run_below = self._devices.compile(
-                lambda held, batch: {**batch, **below(held, batch, None)}, arguments=1, split=True
-            )
-        take = runner.activations if first else job.preprocess
 
-        def classify(variables, batch):
-            return job.pretrained.module.apply(variables, take(batch), first=first)
+            def make_below(job: Job) -> Callable:
+                below = runner.below_step(job, stage)
+                return devices.compile(
+                    lambda held, batch: {**batch, **below(held, batch, None)},
+                    arguments=1,
+                    split=True,
+                )
 
-        step = evaluation.make_eval_step(classify, len(job.class_names), parallel.AXIS)
-        return self._devices.compile(step, arguments=1), ready, run_below
+            run_below = programs.of_run(job, stage, "evaluate below", make_below)
+
+        def make(job: Job) -> Callable:
+            take = runner.activations if first else job.preprocess
+
+            def classify(variables, batch):
+                return job.pretrained.module.apply(variables, take(batch), first=first)
+
+            step = evaluation.make_eval_step(classify, len(job.class_names), parallel.AXIS)
+            return devices.compile(step, arguments=1)
+
+        return programs.of_run(job, None, ("evaluate", first), make), ready, run_below

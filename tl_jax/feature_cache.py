@@ -20,7 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import depth_map, feature_store, input_pipeline, parallel, param_tree, prefix, stages
+from tl_jax import (
+    depth_map,
+    feature_store,
+    input_pipeline,
+    parallel,
+    param_tree,
+    prefix,
+    programs,
+    stages,
+)
 from tl_jax.cache_choice import SPLITS, Choice
 from tl_jax.errors import UserError
 from tl_jax.feature_store import Layout, Pieces
@@ -72,7 +81,9 @@ def fill(
     roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
     make_ready = _Compiling(stages.prefix_of(job, stage))
-    run = _Compiling(_prefix_step(job, stage.plan, devices))
+    run = _Compiling(
+        programs.of_run(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
+    )
     if choice.first:
         below = devices.replicate(make_ready(variables))
         for role, layout in choice.layouts.items():

@@ -22,7 +22,7 @@ from tl_jax.config import Config, Measure
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.job import Job
-from tl_jax.pretrained import Pretrained
+from tl_jax.pretrained import Pretrained, preprocess
 from tl_jax.workdir import WorkDir
 
 
@@ -77,12 +77,12 @@ def _drift(job: Job, trained: Pretrained, count: int) -> list[dict[str, Any]]:
     examples = job.examples.get("validation") or job.examples.get("test")
     images: list[jax.Array] = []
     if examples is not None and count:
-        preprocess = jax.jit(job_lib.on_device(trained.preprocessing, examples).device)
+        preprocessing = job_lib.on_device(trained.preprocessing, examples)
         chosen = subsets.first(examples, count)
         rows = input_pipeline.ImageRows(chosen, trained.preprocessing)
         size = min(job.config.data.batch_size, len(chosen))
         images = [
-            preprocess(rows.load(range(len(chosen))[first : first + size])["image"])
+            preprocess(preprocessing, rows.load(range(len(chosen))[first : first + size])["image"])
             for first in range(0, len(chosen), size)
         ]
     return drift.measure(job.pretrained, start, trained.variables, images)

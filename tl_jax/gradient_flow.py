@@ -6,6 +6,7 @@ pretrained trunk, which distort its features; a head that was trained on these f
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 
 from tl_jax import job as job_lib
-from tl_jax import parallel, param_tree, runner
+from tl_jax import optimizer, parallel, param_tree, programs, runner
 from tl_jax import train_step as steps
 from tl_jax.config import Freeze
 from tl_jax.freezing import Plan
@@ -49,15 +50,18 @@ def measure(job: Job, head: param_tree.Tree, count: int) -> dict[str, Any]:
     recorded = optax.chain(
         _record_norms(plan),
         optax.clip_by_global_norm(CLIP_NORM),
-        optax.sgd(job.config.optimizer.learning_rate),
+        optimizer.scale_by_rate(1.0),
     )
     update = optax.with_extra_args_support(recorded)
     stage = dataclasses.replace(job.stages[0], plan=plan, optimizer=update)
     devices = DataParallel(job.config.parallel)
     parallel.check_batch_size(job.config.data.batch_size, job.config.train.gradient_accumulation)
-    step = devices.compile(
-        runner.train_step(job, stage, 0, parallel.AXIS), arguments=3, donate=True
-    )
+
+    def make(job: Job) -> Callable:
+        step = runner.train_step(job, stage, 0, parallel.AXIS)
+        return devices.compile(step, arguments=3, donate=True)
+
+    step = programs.of_run(job, stage, "gradient flow", make)
     seed, rate = np.uint32(job.config.seed), np.float32(job.config.optimizer.learning_rate)
     hyper = devices.replicate(steps.Hyper(seed, rate))
 

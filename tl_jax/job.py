@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax import config as config_lib
-from tl_jax import depth_map, freezing, lora, optimizer, param_tree, subsets
+from tl_jax import depth_map, freezing, lora, models, optimizer, param_tree, subsets
 from tl_jax.augmentation import augment
 from tl_jax.config import Config
 from tl_jax.datasets import Examples, open_dataset
@@ -296,12 +296,7 @@ def on_device(preprocessing: Preprocessing, examples: Examples) -> Preprocessing
 def with_random_trunk(pretrained: Pretrained, seed: int) -> dict[str, Any]:
     """The variables with a trunk as before any training, and the head as it is."""
     shape = pretrained.family.example_shape(pretrained.config)
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    module, head = pretrained.module, pretrained.family.head
-
-    def initialise(key):
-        return module.init(key, jnp.zeros(images.shape, images.dtype))
-
-    variables = jax.jit(initialise)(jax.random.key(seed))
+    variables = models.initial(pretrained.module, jax.random.key(seed), jnp.zeros(shape))
+    head = pretrained.family.head
     variables["params"][head] = pretrained.variables["params"][head]
     return variables

@@ -4,7 +4,6 @@ A task is a function of a module with arguments that can be pickled. It runs to 
 takes its process with it; each comes back as an `Outcome`, and none stops the others.
 """
 
-import collections
 import dataclasses
 import multiprocessing
 import os
@@ -24,11 +23,13 @@ class Task:
       name: for messages.
       function: of a module, so that another process finds it.
       arguments: of the function.
+      kind: tasks of one kind share what a process has in memory.
     """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Launcher(Protocol):
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """An outcome for each task, as they come."""
 
+    def close(self) -> None:
+        """Ends the processes that wait for more."""
+
 
 def call(task: Task) -> Outcome:
     """Runs a task here; whatever it raises becomes its outcome."""
@@ -67,6 +71,8 @@ class Local:
     """So many processes of this machine, each of which runs one task after the other.
 
     A process that dies (memory, a signal) takes its task along, which is tried again in a new one.
+    Those that live wait for the next call. Each is given tasks of the kinds that it had before, as
+    long as there are any.
 
     Args:
       jobs: processes at once.
@@ -76,18 +82,19 @@ class Local:
     def __init__(self, jobs: int, retries: int):
         self._jobs, self._retries = jobs, retries
         self._context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+        self._idle: list[_Worker] = []
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """See `Launcher`."""
-        waiting = collections.deque((task, self._retries) for task in tasks)
-        idle: list[_Worker] = []
+        waiting = [(task, self._retries) for task in tasks]
         busy: dict[connection.Connection, tuple[_Worker, Task, int]] = {}
         try:
             while waiting or busy:
                 while waiting and len(busy) < self._jobs:
-                    worker = idle.pop() if idle else _Worker(self._context)
-                    task, left = waiting.popleft()
-                    worker.pipe.send(task)
+                    worker = self._idle.pop() if self._idle else _Worker(self._context)
+                    others = [*self._idle, *(other for other, _, _ in busy.values())]
+                    task, left = waiting.pop(worker.chooses([t for t, _ in waiting], others))
+                    worker.send(task)
                     busy[worker.pipe] = worker, task, left
                 for pipe in connection.wait(list(busy)):
                     worker, task, left = busy.pop(pipe)  # type: ignore[call-overload]
@@ -96,15 +103,20 @@ class Local:
                     except (EOFError, OSError):
                         code = worker.end()
                         if left:
-                            waiting.appendleft((task, left - 1))
+                            waiting.insert(0, (task, left - 1))
                             continue
                         outcome = Outcome(task, error=f"its process died (exit code {code})")
                     else:
-                        idle.append(worker)
+                        self._idle.append(worker)
                     yield outcome
         finally:
-            for worker in [*idle, *(worker for worker, _, _ in busy.values())]:
+            for worker, _, _ in busy.values():
                 worker.end()
+
+    def close(self) -> None:
+        """See `Launcher`."""
+        while self._idle:
+            self._idle.pop().end()
 
 
 class _Worker:
@@ -112,9 +124,25 @@ class _Worker:
 
     def __init__(self, context: Any):
         self.pipe, theirs = context.Pipe()
+        self._kinds: set[str] = set()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
+
+    def chooses(self, tasks: Sequence[Task], others: Iterable["_Worker"]) -> int:
+        """Which task it takes: of a kind that it had, else that nobody had, else the first."""
+        theirs = set().union(*(other._kinds for other in others))
+
+        def rank(number: int) -> int:
+            kind = tasks[number].kind
+            return 0 if kind in self._kinds else 1 if kind not in theirs else 2
+
+        return min(range(len(tasks)), key=rank)
+
+    def send(self, task: Task) -> None:
+        """Gives it a task."""
+        self._kinds.add(task.kind)
+        self.pipe.send(task)
 
     def end(self) -> int | None:
         """Ends the process, whatever it does; its exit code."""
@@ -194,6 +222,9 @@ class Ray:
         finally:
             for reference in pending:
                 self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """See `Launcher`; Ray looks after its processes itself."""
 
 
 def _call_in(folder: str, task: Task) -> Outcome:

@@ -156,7 +156,7 @@ def _rule(options: Optimizer, group: Group):
         direction = optax.trace(options.momentum) if options.momentum else optax.identity()
     # Decay decoupled from the gradient: arXiv:1711.05101.
     parts = [direction, *pulls] if _is_decoupled(options, group) else [*pulls, direction]
-    return optax.chain(*parts, _scale_by_rate(group.multiplier))
+    return optax.chain(*parts, scale_by_rate(group.multiplier))
 
 
 def _is_decoupled(options: Optimizer, group: Group) -> bool:
@@ -164,7 +164,7 @@ def _is_decoupled(options: Optimizer, group: Group) -> bool:
     return group.decoupled or (options.name == "adamw" and group.weight_decay is None)
 
 
-def _scale_by_rate(multiplier: float | None):
+def scale_by_rate(multiplier: float | None) -> optax.GradientTransformationExtraArgs:
     """Updates times minus `rate`, which is given: it keeps no counter of its own."""
     assert multiplier is not None, "frozen groups have no rule"
 

@@ -114,7 +114,7 @@ class Pretrained:
 
     def preprocess(self, images: Any) -> jax.Array:
         """Images uint8 [N, h, w, c] → float32 [N, H, W, C] as the network takes them."""
-        return _preprocess(self.preprocessing, images)
+        return preprocess(self.preprocessing, images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -123,7 +123,8 @@ def _apply(module: Chain, variables: Any, x: Any, first: int, last: int | None) 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _preprocess(preprocessing: Preprocessing, images: Any) -> jax.Array:
+def preprocess(preprocessing: Preprocessing, images: Any) -> jax.Array:
+    """Images uint8 [N, h, w, c] → float32 [N, H, W, C], by one program for all equal steps."""
     return preprocessing.device(images)
 
 

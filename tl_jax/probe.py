@@ -9,14 +9,23 @@ would be alone.)
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import cache_choice, input_pipeline, losses, optimizer, parallel, param_tree, runner
+from tl_jax import (
+    cache_choice,
+    input_pipeline,
+    losses,
+    optimizer,
+    parallel,
+    param_tree,
+    programs,
+    runner,
+)
 from tl_jax import train_step as steps
 from tl_jax.config import Config, Grid
 from tl_jax.errors import NotFinite, UserError
@@ -169,57 +178,9 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
         "columns": np.array([[masks[s.input] for s in row] for row in by_seed], np.float32),
     }
     states = _stack([_stack([_begin(job, s, masks[s.input]) for s in row]) for row in by_seed])
-    module = job.pretrained.module
-    loss = steps.make_loss(module, stage.plan, config.train.label_smoothing, stage.plan.boundary)
-
-    def masked(trainable, columns):
-        """Parameters that see only the columns of the head's own input."""
-        flat = param_tree.flatten(trainable)
-        entry = _entry(job.pretrained)
-        return param_tree.unflatten({**flat, entry: flat[entry] * columns[:, None]})
-
-    def step(state, hyper, rate, frozen, batch):
-        options = dataclasses.replace(stage.config, weight_decay=hyper["weight_decay"])
-        rule = optimizer.make_optimizer(options, stage.plan, stage.clip_norm)
-
-        def own(trainable, *rest):
-            return loss(masked(trainable, hyper["columns"]), *rest)
-
-        train_step = steps.make_train_step(
-            own,
-            rule,
-            runner.activations,
-            micro_batches=config.train.gradient_accumulation,
-            axis_name=parallel.AXIS,
-        )
-        return train_step(state, frozen, steps.Hyper(hyper["seed"], rate), batch)
-
-    def epoch(states, hyper, rates, frozen, rows, order):
-        def of_seed(states, hyper, rates, order):
-            batch = steps.look_up(rows, order)
-            return jax.vmap(step, (0, 0, 0, None, None))(states, hyper, rates, frozen, batch)
-
-        def body(i, states):
-            now = jax.tree.map(lambda x: jnp.moveaxis(x[..., i], 1, 0), order)
-            return jax.vmap(of_seed)(states, hyper, rates[..., i], now)[0]
-
-        return jax.lax.fori_loop(0, job.steps_per_epoch, body, states)
-
-    def evaluate(states, hyper, frozen, batch):
-        def one(state, hyper):
-            variables = steps.variables_of(
-                masked(state.trainable, hyper["columns"]), state.statistics, frozen
-            )
-            logits = module.apply(variables, batch["activations"], first=stage.plan.boundary)
-            real = batch["mask"] > 0
-            hits = (logits.argmax(-1) == batch["label"]) & real
-            nats = jnp.where(real, losses.cross_entropy(logits, batch["label"]), 0.0)
-            return jax.lax.psum((hits.sum(), nats.sum()), parallel.AXIS)
-
-        return jax.vmap(jax.vmap(one))(states, hyper)
-
-    run = devices.compile(epoch, arguments=5, donate=True)
-    look = devices.compile(evaluate, arguments=3, donate=False)
+    run, look = programs.of_run(
+        job, stage, ("grid", job.steps_per_epoch), lambda job: _compile(job, devices)
+    )
     states, hyper, frozen = devices.replicate((states, hyper, frozen))
     validation = inputs.rows["validation"]
     orders = [dataclasses.replace(runner.order_of(job), seed=seed) for seed in seeds]
@@ -249,6 +210,64 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
         ],
         "chosen": dataclasses.asdict(chosen),
     }
+
+
+def _compile(job: Job, devices: DataParallel) -> tuple[Callable, Callable]:
+    """An epoch of all heads [seeds, heads of each], and what they do on a batch of validation."""
+    stage, smoothing = job.stages[0], job.config.train.label_smoothing
+    module, entry = job.pretrained.module, _entry(job.pretrained)
+    steps_per_epoch = job.steps_per_epoch
+    loss = steps.make_loss(module, stage.plan, smoothing, stage.plan.boundary)
+
+    def masked(trainable, columns):
+        """Parameters that see only the columns of the head's own input."""
+        flat = param_tree.flatten(trainable)
+        return param_tree.unflatten({**flat, entry: flat[entry] * columns[:, None]})
+
+    def step(state, hyper, rate, frozen, batch):
+        options = dataclasses.replace(stage.config, weight_decay=hyper["weight_decay"])
+        rule = optimizer.make_optimizer(options, stage.plan, stage.clip_norm)
+
+        def own(trainable, *rest):
+            return loss(masked(trainable, hyper["columns"]), *rest)
+
+        train_step = steps.make_train_step(
+            own,
+            rule,
+            runner.activations,
+            micro_batches=job.config.train.gradient_accumulation,
+            axis_name=parallel.AXIS,
+        )
+        return train_step(state, frozen, steps.Hyper(hyper["seed"], rate), batch)
+
+    def epoch(states, hyper, rates, frozen, rows, order):
+        def of_seed(states, hyper, rates, order):
+            batch = steps.look_up(rows, order)
+            return jax.vmap(step, (0, 0, 0, None, None))(states, hyper, rates, frozen, batch)
+
+        def body(i, states):
+            now = jax.tree.map(lambda x: jnp.moveaxis(x[..., i], 1, 0), order)
+            return jax.vmap(of_seed)(states, hyper, rates[..., i], now)[0]
+
+        return jax.lax.fori_loop(0, steps_per_epoch, body, states)
+
+    def evaluate(states, hyper, frozen, batch):
+        def one(state, hyper):
+            variables = steps.variables_of(
+                masked(state.trainable, hyper["columns"]), state.statistics, frozen
+            )
+            logits = module.apply(variables, batch["activations"], first=stage.plan.boundary)
+            real = batch["mask"] > 0
+            hits = (logits.argmax(-1) == batch["label"]) & real
+            nats = jnp.where(real, losses.cross_entropy(logits, batch["label"]), 0.0)
+            return jax.lax.psum((hits.sum(), nats.sum()), parallel.AXIS)
+
+        return jax.vmap(jax.vmap(one))(states, hyper)
+
+    return (
+        devices.compile(epoch, arguments=5, donate=True),
+        devices.compile(evaluate, arguments=3),
+    )
 
 
 def _rank(figures: Mapping[str, Any] | None) -> tuple[float, float]:

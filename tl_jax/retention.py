@@ -1,14 +1,14 @@
 """What a trained classifier still tells apart: corrupted images, and the classes of its source."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import corruptions, evaluation, input_pipeline, parallel, prefix
+from tl_jax import corruptions, evaluation, input_pipeline, parallel, prefix, programs
 from tl_jax import job as job_lib
 from tl_jax.datasets import Examples
 from tl_jax.errors import UserError
@@ -37,18 +37,26 @@ class Classifier:
         plan: Plan = dataclasses.replace(job.plan, boundary=top, adapters=None)
         preprocessing = job_lib.on_device(network.preprocessing, examples)
 
+        module, family, classes = network.module, network.family, len(network.class_names)
+
         def classify(held, batch):
             x = preprocessing.device(batch["image"])
-            x = prefix.apply(network.module, plan, held["below"], x)
-            return network.module.apply(held["above"], x, first=top)
+            x = prefix.apply(module, plan, held["below"], x)
+            return module.apply(held["above"], x, first=top)
 
         def hold(variables):
-            below = prefix.ready(network.module, network.family, plan, variables)
-            head = network.family.head
-            return {"below": below, "above": {"params": {head: variables["params"][head]}}}
+            below = prefix.ready(module, family, plan, variables)
+            return {
+                "below": below,
+                "above": {"params": {family.head: variables["params"][family.head]}},
+            }
 
-        step = evaluation.make_eval_step(classify, len(network.class_names), parallel.AXIS)
-        self._step, self._hold = self._devices.compile(step, arguments=1), jax.jit(hold)
+        def make() -> tuple[Callable, Callable]:
+            step = evaluation.make_eval_step(classify, classes, parallel.AXIS)
+            return self._devices.compile(step, arguments=1), jax.jit(hold)
+
+        made_of = "classify", module, classes, repr(preprocessing), job.config.parallel
+        self._step, self._hold = programs.shared(made_of, make)  # whatever trained
         data, count = job.config.data, len(examples)
         size = -(-count // -(-count // data.batch_size))  # equal batches, the least to pad
         self.batches: list[dict[str, Any]] = list(

@@ -7,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from tl_jax import certificate, input_pipeline, parallel, param_tree, prefix, stages
+from tl_jax import certificate, input_pipeline, parallel, param_tree, prefix, programs, stages
 from tl_jax import train_step as steps
 from tl_jax.errors import RunFailed
 from tl_jax.feature_cache import Inputs
@@ -59,28 +59,14 @@ class Runner:
             first, frozen = stage.plan.boundary, stages.above(job, stage, frozen)
         self._held, self._below = devices.replicate(frozen), below
         self._before = certificate.sha256(below)
-        step = train_step(job, stage, first, parallel.AXIS)
-        below_of = below_step(job, stage)
-
-        def run_below(below, seed, step, batch):
-            keys = steps.example_keys(seed, step, batch["index"])[:, 0]
-            return below_of(below, batch, keys)
-
-        self.longest = 1
-        if self._resident is not None and loops(stage.plan, inputs.choice.first):
-            self.longest = job.steps_per_epoch
-
-            def whole_step(state, held, hyper, batch):
-                held, below = held
-                if below is not None:
-                    batch = run_below(below, hyper.seed, state.step, batch)
-                return step(state, held, hyper, batch)
-
-            self._run = devices.compile(steps.make_steps(whole_step), arguments=5, donate=True)
-        else:
-            self._run = devices.compile(step, arguments=3, donate=True)
-        self._look_up = devices.compile(steps.look_up, arguments=1, split=True)
-        self._run_below = devices.compile(run_below, arguments=3, split=True)
+        together = self._resident is not None and loops(stage.plan, inputs.choice.first)
+        self.longest = job.steps_per_epoch if together else 1
+        self._run, self._look_up, self._run_below = programs.of_run(
+            job,
+            stage,
+            ("steps", first, together),
+            lambda job: _compile(job, stage, devices, first, together),
+        )
         meter.expect_compilation()
 
     def after(self, frozen: Frozen) -> Frozen:
@@ -133,6 +119,31 @@ class Runner:
         )
         self._meter.add_all(step + 1, metrics, count)
         return state
+
+
+def _compile(
+    job: Job, stage: Stage, devices: DataParallel, first: int, together: bool
+) -> tuple[Callable, Callable, Callable]:
+    """The steps (many in one program, or one), what finds a batch's rows, what the prefix runs."""
+    step, below_of = train_step(job, stage, first, parallel.AXIS), below_step(job, stage)
+
+    def run_below(below, seed, step, batch):
+        keys = steps.example_keys(seed, step, batch["index"])[:, 0]
+        return below_of(below, batch, keys)
+
+    def whole_step(state, held, hyper, batch):
+        held, below = held
+        if below is not None:
+            batch = run_below(below, hyper.seed, state.step, batch)
+        return step(state, held, hyper, batch)
+
+    return (
+        devices.compile(steps.make_steps(whole_step), arguments=5, donate=True)
+        if together
+        else devices.compile(step, arguments=3, donate=True),
+        devices.compile(steps.look_up, arguments=1, split=True),
+        devices.compile(run_below, arguments=3, split=True),
+    )
 
 
 def below_step(job: Job, stage: Stage) -> Callable:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import depth_map, optimizer, param_tree, prefix
+from tl_jax import depth_map, optimizer, param_tree, prefix, programs
 from tl_jax import train_step as steps
 from tl_jax.job import Job
 from tl_jax.phases import Stage
@@ -61,8 +61,14 @@ def above(job: Job, stage: Stage, frozen: Frozen) -> Frozen:
 
 def prefix_of(job: Job, stage: Stage) -> Callable[[Any], dict[str, Any]]:
     """Compiled: variables → those of the phase's prefix, ready to run."""
-    network, plan = job.pretrained, stage.plan
-    return jax.jit(lambda variables: prefix.ready(network.module, network.family, plan, variables))
+
+    def make(job: Job) -> Callable[[Any], dict[str, Any]]:
+        network = job.pretrained
+        return jax.jit(
+            lambda variables: prefix.ready(network.module, network.family, stage.plan, variables)
+        )
+
+    return programs.of_run(job, stage, "prefix of", make)
 
 
 def kept(job: Job, number: int, state: TrainState, frozen: Frozen) -> dict[str, Any]:

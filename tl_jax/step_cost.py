@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import costs
+from tl_jax import costs, programs
 from tl_jax import train_step as steps
 from tl_jax.job import Job
 from tl_jax.phases import Stage
@@ -34,24 +34,33 @@ def step_cost(job: Job) -> dict[str, Any]:
 def least(job: Job) -> list[float]:
     """The least FLOPs of a step on the whole batch, phase by phase."""
     shards = jax.device_count() * job.config.train.gradient_accumulation
-    return [shards * _least(job, stage, *_abstract(job, stage)) for stage in job.stages]
+    return [shards * _least(job, stage) for stage in job.stages]
 
 
 def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
+    return {
+        "phase": stage.plan.phase,
+        "flops_per_step": programs.of_run(job, stage, "flops", lambda _: _counted(job, stage)),
+        "flops_minimum": _least(job, stage),
+    }
+
+
+def _counted(job: Job, stage: Stage) -> float:
     train, network = job.config.train, job.pretrained.module
     state, frozen, batch = _abstract(job, stage)
     run = steps.make_loss(
         network, stage.plan, train.label_smoothing, rematerialise=train.rematerialise
     )
     step = steps.make_train_step(run, stage.optimizer, lambda batch, keys: batch["image"])
-    return {
-        "phase": stage.plan.phase,
-        "flops_per_step": costs.lowered_flops(step, state, frozen, HYPER, batch),
-        "flops_minimum": _least(job, stage, state, frozen, batch),
-    }
+    return costs.lowered_flops(step, state, frozen, HYPER, batch)
 
 
-def _least(job: Job, stage: Stage, state: TrainState, frozen: Frozen, batch: Any) -> float:
+def _least(job: Job, stage: Stage) -> float:
+    return programs.of_run(job, stage, "least flops", lambda _: _minimum(job, stage))
+
+
+def _minimum(job: Job, stage: Stage) -> float:
+    state, frozen, batch = _abstract(job, stage)
     loss = steps.make_loss(job.pretrained.module, stage.plan, job.config.train.label_smoothing)
 
     def forward(trainable, statistics, frozen, images, labels):

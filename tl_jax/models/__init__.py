@@ -1,5 +1,6 @@
 """The model families, by `model_type` in config.json."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,16 @@ from tl_jax.models import resnet, vit
 from tl_jax.models.family import BlockSpec, Family
 from tl_jax.models.layers import Chain, Head
 
-__all__ = ["FAMILIES", "BlockSpec", "Chain", "Family", "Head", "family_of", "variable_shapes"]
+__all__ = [
+    "FAMILIES",
+    "BlockSpec",
+    "Chain",
+    "Family",
+    "Head",
+    "family_of",
+    "initial",
+    "variable_shapes",
+]
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (resnet.FAMILY, vit.FAMILY)}
 
@@ -47,5 +57,11 @@ def variable_shapes(module: Chain, input_shape: tuple[int, int, int, int]) -> di
       input_shape: [N, H, W, C] of some images; see `Family.example_shape`.
     """
     images = jax.ShapeDtypeStruct(input_shape, jnp.float32)
+    return initial.eval_shape(module, jax.random.key(0), images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial(module: Chain, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+    """The module's variables before any training; of the images only their shape matters."""
     last = -1 if module.num_classes is None else None
-    return jax.eval_shape(lambda key, x: module.init(key, x, last=last), jax.random.key(0), images)
+    return dict(module.init(key, images, last=last))
