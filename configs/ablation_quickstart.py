@@ -33,7 +33,7 @@ def get_config():
             ("data.examples_per_class", (10, 80)),
             ("seed", (0, 1)),
         ),
-        "learning_rates": (0.03, 0.1, 0.3),
+        "learning_rates": (0.03, 0.1, 0.3, 1.0),
         "jobs": 2,
         "measure": {
             "shifts": ("gaussian_noise", "gaussian_blur", "contrast", "translate"),
