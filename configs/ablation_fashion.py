@@ -54,7 +54,7 @@ def get_config():
             ),
             ("seed", (0, 1, 2)),
         ),
-        "learning_rates": (0.01, 0.05, 0.25),
+        "learning_rates": (0.002, 0.01, 0.05, 0.25),
         "jobs": 2,
         "measure": {
             "shifts": (
