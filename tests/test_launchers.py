@@ -75,6 +75,18 @@ def test_a_process_waits_for_the_next_call_and_is_given_what_it_knows(tmp_path):
             os.kill(process, 0)
 
 
+def test_a_process_that_died_while_it_waited_is_replaced():
+    launch = Local(1, 0)
+    (first,) = launch([Task("pid", pid, (0,))])
+    os.kill(first.result, signal.SIGKILL)
+    while pathlib.Path(f"/proc/{first.result}/stat").read_text().split(")")[1].split()[0] != "Z":
+        time.sleep(0.01)
+    (second,) = launch([Task("pid", pid, (0,))])
+    assert second.error is None
+    assert second.result != first.result
+    launch.close()
+
+
 def test_a_failure_stops_no_other_task():
     tasks = [
         Task("user", fail, (UserError, "mend it")),

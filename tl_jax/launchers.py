@@ -93,9 +93,13 @@ class Local:
                 while waiting and len(busy) < self._jobs:
                     worker = self._idle.pop() if self._idle else _Worker(self._context)
                     others = [*self._idle, *(other for other, _, _ in busy.values())]
-                    task, left = waiting.pop(worker.chooses([t for t, _ in waiting], others))
-                    worker.send(task)
-                    busy[worker.pipe] = worker, task, left
+                    chosen = worker.chooses([task for task, _ in waiting], others)
+                    try:
+                        worker.send(waiting[chosen][0])
+                    except OSError:  # it died while it waited
+                        worker.end()
+                        continue
+                    busy[worker.pipe] = worker, *waiting.pop(chosen)
                 for pipe in connection.wait(list(busy)):
                     worker, task, left = busy.pop(pipe)  # type: ignore[call-overload]
                     try:
