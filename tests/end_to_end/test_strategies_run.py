@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tl_jax import job, load_pretrained, param_tree, trainer
+from tl_jax import job, load_pretrained, param_tree, programs, trainer
 from tl_jax.checkpointing import Checkpoints
 from tl_jax.errors import UserError
 
@@ -41,6 +41,14 @@ def cut_after(monkeypatch, step):
     monkeypatch.setattr(Checkpoints, "save", save_and_end)
 
 
+@pytest.fixture
+def shared_programs():
+    """What a start compiled the next need not."""
+    with programs.sharing(programs.Shelf(100)):
+        yield
+
+
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("strategy", RUNS)
 def test_resumed_in_any_phase_and_between_them(digits_config, strategy, tmp_path, monkeypatch):
     options, cuts = RUNS[strategy]
