@@ -36,7 +36,7 @@ NUMBERS: Sequence[tuple[str, str, Callable[[float | None], str], bool]] = (
     ("total_seconds", "in all", seconds, True),
     ("cache_seconds", "caching", seconds, True),
     ("compile_seconds", "compiling", seconds, True),
-    ("peak_memory_bytes", "peak memory", bytes_text, True),
+    ("peak_memory_bytes", "peak memory of the process", bytes_text, True),
     ("shifted_accuracy", "shifted", percent_text, True),
     ("forgetting", "forgetting", points, True),
     ("drift_weights", "drift of weights", short, True),

@@ -103,7 +103,7 @@ def standings(answer: Answer, key: str, noun: str) -> Table:
         Column("training FLOPs", numeric=True),
         Column("trainable parameters", numeric=True),
         Column("optimizer state", numeric=True),
-        Column("peak memory", numeric=True),
+        Column("peak memory of the process", numeric=True),
         Column("Pareto front"),
     ]
     rows = []
