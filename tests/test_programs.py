@@ -9,7 +9,7 @@ import pytest
 from tl_jax import job, programs, runner, trainer
 
 SMALL = {
-    "data.splits.train": "train[:48]",
+    "data.splits.train": "train[:96]",
     "data.splits.validation": "train[192:224]",
     "data.splits.test": "test[:32]",
     "data.batch_size": 16,
