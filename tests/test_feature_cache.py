@@ -13,6 +13,7 @@ from tl_jax import (
     job,
     memory,
     parallel,
+    sharing,
     stages,
     trainer,
 )
@@ -305,14 +306,14 @@ def test_a_shelf_keeps_what_was_wanted_last():
     def make(name):
         return lambda: made.append(name) or name
 
-    shelf = feature_cache.Shelf(limit=10)
-    assert [shelf.get(name, 5, make(name)) for name in "abab"] == list("abab")
+    shelf = sharing.Shelf(10, 0)
+    assert [shelf.rows(name, 5, make(name)) for name in "abab"] == list("abab")
     assert made == ["a", "b"]
-    shelf.get("c", 5, make("c"))  # in the place of a, the one that was wanted longest ago
-    shelf.get("b", 5, make("b"))
-    shelf.get("a", 5, make("a"))
+    shelf.rows("c", 5, make("c"))  # in the place of a, the one that was wanted longest ago
+    shelf.rows("b", 5, make("b"))
+    shelf.rows("a", 5, make("a"))
     assert made == ["a", "b", "c", "a"]
-    assert shelf.get("large", 50, make("large")) == "large"  # alone it may be larger
+    assert shelf.rows("large", 50, make("large")) == "large"  # alone it may be larger
 
 
 def test_runs_that_share_a_shelf_compute_the_prefix_once_and_give_the_same(
@@ -326,7 +327,7 @@ def test_runs_that_share_a_shelf_compute_the_prefix_once_and_give_the_same(
         return run(*args)
 
     monkeypatch.setattr(feature_cache, "_run", counted)
-    with feature_cache.sharing(feature_cache.Shelf(limit=1e9)):
+    with sharing.through(sharing.Shelf(1e9, 1000)):
         trainer.train(digits_config("resnet_basic", **fields, seed=3), tmp_path / "first")
         assert len(filled) == 2  # train and validation
         trainer.train(digits_config("resnet_basic", **fields), tmp_path / "shared")

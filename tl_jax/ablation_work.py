@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_jax import config_files, process
@@ -150,21 +150,17 @@ def search(
 
 
 @functools.cache
-def _shelves() -> tuple[Any, Any]:
-    from tl_jax import feature_cache, memory, programs
+def _shelf() -> Any:
+    from tl_jax import memory, sharing
 
-    features = feature_cache.Shelf(_SHELF_SHARE * memory.host_available())
-    return features, programs.Shelf(_PROGRAMS)
+    return sharing.Shelf(_SHELF_SHARE * memory.host_available(), _PROGRAMS)
 
 
-@contextlib.contextmanager
-def _sharing() -> Iterator[None]:
+def _sharing() -> contextlib.AbstractContextManager[None]:
     """Features of frozen prefixes, and programs, are shared with other runs of this process."""
-    from tl_jax import feature_cache, programs
+    from tl_jax import sharing
 
-    features, compiled = _shelves()
-    with feature_cache.sharing(features), programs.sharing(compiled):
-        yield
+    return sharing.through(_shelf())
 
 
 def _train(config: Config, path: str) -> dict[str, Any]:

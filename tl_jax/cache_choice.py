@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import costs, memory, parallel, param_tree, programs
+from tl_jax import costs, memory, parallel, param_tree, sharing
 from tl_jax.errors import UserError
 from tl_jax.feature_store import Layout
 from tl_jax.freezing import Plan
@@ -160,7 +160,7 @@ def _activations(job: Job, plan: Plan, splits: Sequence[str]) -> dict[str, Layou
 
 def prefix_share(job: Job, stage: Stage) -> float:
     """Share of a step's products that are computed below a phase's boundary."""
-    return programs.of_run(job, stage, "prefix share", lambda _: _prefix_share(job, stage.plan))
+    return sharing.programs_of(job, stage, "prefix share", lambda _: _prefix_share(job, stage.plan))
 
 
 def _prefix_share(job: Job, plan: Plan) -> float:

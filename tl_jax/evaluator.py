@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tl_jax import evaluation, input_pipeline, lora, parallel, prefix, programs, runner, stages
+from tl_jax import evaluation, input_pipeline, lora, parallel, prefix, runner, sharing, stages
 from tl_jax.evaluation import Evaluation
 from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
@@ -64,7 +64,7 @@ class Evaluator:
                     split=True,
                 )
 
-            run_below = programs.of_run(job, stage, "evaluate below", make_below)
+            run_below = sharing.programs_of(job, stage, "evaluate below", make_below)
 
         def make(job: Job) -> Callable:
             take = runner.activations if first else job.preprocess
@@ -75,4 +75,4 @@ class Evaluator:
             step = evaluation.make_eval_step(classify, len(job.class_names), parallel.AXIS)
             return devices.compile(step, arguments=1)
 
-        return programs.of_run(job, None, ("evaluate", first), make), ready, run_below
+        return sharing.programs_of(job, None, ("evaluate", first), make), ready, run_below

@@ -5,9 +5,6 @@ image (or of the image and one of a fixed number of views). It runs over each sp
 batches and the dtype of the training, and the steps begin at the boundary.
 """
 
-import collections
-import contextlib
-import contextvars
 import dataclasses
 import hashlib
 import json
@@ -27,7 +24,7 @@ from tl_jax import (
     parallel,
     param_tree,
     prefix,
-    programs,
+    sharing,
     stages,
 )
 from tl_jax.cache_choice import SPLITS, Choice
@@ -82,7 +79,7 @@ def fill(
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
     make_ready = _Compiling(stages.prefix_of(job, stage))
     run = _Compiling(
-        programs.of_run(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
+        sharing.programs_of(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
     )
     if choice.first:
         below = devices.replicate(make_ready(variables))
@@ -116,39 +113,6 @@ def on_devices(inputs: Inputs, devices: DataParallel) -> Inputs:
     return dataclasses.replace(inputs, resident=kept)
 
 
-class Shelf:
-    """Rows in memory that several runs of one process want, the latest wanted up to a size.
-
-    Args:
-      limit: bytes.
-    """
-
-    def __init__(self, limit: float):
-        self._limit, self._rows = limit, collections.OrderedDict[str, tuple[int, Rows]]()
-
-    def get(self, key: str, nbytes: int, make: Callable[[], Rows]) -> Rows:
-        """The rows of this key, made where they are not there."""
-        if key not in self._rows:
-            self._rows[key] = nbytes, make()
-        self._rows.move_to_end(key)
-        while len(self._rows) > 1 and sum(size for size, _ in self._rows.values()) > self._limit:
-            self._rows.popitem(last=False)
-        return self._rows[key][1]
-
-
-_shelf: contextvars.ContextVar[Shelf | None] = contextvars.ContextVar("shelf", default=None)
-
-
-@contextlib.contextmanager
-def sharing(shelf: Shelf) -> Iterator[None]:
-    """Lets runs take rows in memory from a shelf, and leave theirs there."""
-    token = _shelf.set(shelf)
-    try:
-        yield
-    finally:
-        _shelf.reset(token)
-
-
 def _kept(
     job: Job,
     plan: Plan,
@@ -162,12 +126,9 @@ def _kept(
     def make() -> Rows:
         return feature_store.in_memory(layout, produce())
 
-    shelf = _shelf.get()
-    if shelf is None:
-        return make()
     # In other batches a row may differ in its last bits.
     key = [_key(job, plan, variables, role), job.config.data.batch_size]
-    return shelf.get(json.dumps(key, sort_keys=True), layout.nbytes, make)
+    return sharing.rows(json.dumps(key, sort_keys=True), layout.nbytes, make)
 
 
 class _Compiling:

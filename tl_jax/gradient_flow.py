@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from tl_jax import job as job_lib
-from tl_jax import optimizer, parallel, param_tree, programs, runner
+from tl_jax import optimizer, parallel, param_tree, runner, sharing
 from tl_jax import train_step as steps
 from tl_jax.config import Freeze
 from tl_jax.freezing import Plan
@@ -61,7 +61,7 @@ def measure(job: Job, head: param_tree.Tree, count: int) -> dict[str, Any]:
         step = runner.train_step(job, stage, 0, parallel.AXIS)
         return devices.compile(step, arguments=3, donate=True)
 
-    step = programs.of_run(job, stage, "gradient flow", make)
+    step = sharing.programs_of(job, stage, "gradient flow", make)
     seed, rate = np.uint32(job.config.seed), np.float32(job.config.optimizer.learning_rate)
     hyper = devices.replicate(steps.Hyper(seed, rate))
 

@@ -23,8 +23,8 @@ from tl_jax import (
     optimizer,
     parallel,
     param_tree,
-    programs,
     runner,
+    sharing,
 )
 from tl_jax import train_step as steps
 from tl_jax.config import Config, Grid
@@ -178,7 +178,7 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
         "columns": np.array([[masks[s.input] for s in row] for row in by_seed], np.float32),
     }
     states = _stack([_stack([_begin(job, s, masks[s.input]) for s in row]) for row in by_seed])
-    run, look = programs.of_run(
+    run, look = sharing.programs_of(
         job, stage, ("grid", job.steps_per_epoch), lambda job: _compile(job, devices)
     )
     states, hyper, frozen = devices.replicate((states, hyper, frozen))

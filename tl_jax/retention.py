@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import corruptions, evaluation, input_pipeline, parallel, prefix, programs
+from tl_jax import corruptions, evaluation, input_pipeline, parallel, prefix, sharing
 from tl_jax import job as job_lib
 from tl_jax.datasets import Examples
 from tl_jax.errors import UserError
@@ -56,7 +56,7 @@ class Classifier:
             return self._devices.compile(step, arguments=1), jax.jit(hold)
 
         made_of = "classify", module, classes, repr(preprocessing), job.config.parallel
-        self._step, self._hold = programs.shared(made_of, make)  # whatever trained
+        self._step, self._hold = sharing.programs(made_of, make)  # whatever trained
         data, count = job.config.data, len(examples)
         size = -(-count // -(-count // data.batch_size))  # equal batches, the least to pad
         self.batches: list[dict[str, Any]] = list(

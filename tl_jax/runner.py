@@ -7,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from tl_jax import certificate, input_pipeline, parallel, param_tree, prefix, programs, stages
+from tl_jax import certificate, input_pipeline, parallel, param_tree, prefix, sharing, stages
 from tl_jax import train_step as steps
 from tl_jax.errors import RunFailed
 from tl_jax.feature_cache import Inputs
@@ -61,7 +61,7 @@ class Runner:
         self._before = certificate.sha256(below)
         together = self._resident is not None and loops(stage.plan, inputs.choice.first)
         self.longest = job.steps_per_epoch if together else 1
-        self._run, self._look_up, self._run_below = programs.of_run(
+        self._run, self._look_up, self._run_below = sharing.programs_of(
             job,
             stage,
             ("steps", first, together),

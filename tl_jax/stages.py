@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import depth_map, optimizer, param_tree, prefix, programs
+from tl_jax import depth_map, optimizer, param_tree, prefix, sharing
 from tl_jax import train_step as steps
 from tl_jax.job import Job
 from tl_jax.phases import Stage
@@ -68,7 +68,7 @@ def prefix_of(job: Job, stage: Stage) -> Callable[[Any], dict[str, Any]]:
             lambda variables: prefix.ready(network.module, network.family, stage.plan, variables)
         )
 
-    return programs.of_run(job, stage, "prefix of", make)
+    return sharing.programs_of(job, stage, "prefix of", make)
 
 
 def kept(job: Job, number: int, state: TrainState, frozen: Frozen) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import costs, programs
+from tl_jax import costs, sharing
 from tl_jax import train_step as steps
 from tl_jax.job import Job
 from tl_jax.phases import Stage
@@ -40,7 +40,7 @@ def least(job: Job) -> list[float]:
 def _stage_cost(job: Job, stage: Stage) -> dict[str, Any]:
     return {
         "phase": stage.plan.phase,
-        "flops_per_step": programs.of_run(job, stage, "flops", lambda _: _counted(job, stage)),
+        "flops_per_step": sharing.programs_of(job, stage, "flops", lambda _: _counted(job, stage)),
         "flops_minimum": _least(job, stage),
     }
 
@@ -56,7 +56,7 @@ def _counted(job: Job, stage: Stage) -> float:
 
 
 def _least(job: Job, stage: Stage) -> float:
-    return programs.of_run(job, stage, "least flops", lambda _: _minimum(job, stage))
+    return sharing.programs_of(job, stage, "least flops", lambda _: _minimum(job, stage))
 
 
 def _minimum(job: Job, stage: Stage) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tl_jax import job, load_pretrained, param_tree, programs, trainer
+from tl_jax import job, load_pretrained, param_tree, sharing, trainer
 from tl_jax.checkpointing import Checkpoints
 from tl_jax.errors import UserError
 
@@ -44,7 +44,7 @@ def cut_after(monkeypatch, step):
 @pytest.fixture
 def shared_programs():
     """What a start compiled the next need not."""
-    with programs.sharing(programs.Shelf(100)):
+    with sharing.through(sharing.Shelf(0, 100)):
         yield
 
 

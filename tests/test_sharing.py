@@ -6,7 +6,7 @@ import weakref
 import jax
 import pytest
 
-from tl_jax import job, programs, runner, trainer
+from tl_jax import job, runner, sharing, trainer
 
 SMALL = {
     "data.splits.train": "train[:96]",
@@ -32,11 +32,11 @@ RUNS = {  # one after the other; what they may share, and what they may not
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_that_share_programs_end_as_those_that_do_not(digits_config, tmp_path, name):
-    shelf = programs.Shelf(1000)
+    shelf = sharing.Shelf(0, 1000)
     for number, fields in enumerate(RUNS[name]):
         config = digits_config(name, **{**SMALL, **fields})
         alone = trainer.train(config, tmp_path / f"{number}-alone")
-        with programs.sharing(shelf):
+        with sharing.through(shelf):
             together = trainer.train(config, tmp_path / f"{number}-together")
         assert together["metrics"] == alone["metrics"], fields
         flops = ("flops_per_step", "flops_minimum")
@@ -52,8 +52,8 @@ def made(shelf, config):
     """The step of a run's first phase."""
     run = job.prepare(config)
     stage = run.stages[0]
-    with programs.sharing(shelf):
-        return programs.of_run(
+    with sharing.through(shelf):
+        return sharing.programs_of(
             run, stage, "step", lambda run: runner.train_step(run, stage, 0, None)
         )
 
@@ -72,7 +72,7 @@ def made(shelf, config):
     ids=str,
 )
 def test_rates_seeds_and_rows_are_data(digits_config, fields):
-    shelf = programs.Shelf(1000)
+    shelf = sharing.Shelf(0, 1000)
     step = made(shelf, digits_config("resnet_basic", **SMALL))
     assert made(shelf, digits_config("resnet_basic", **{**SMALL, **fields})) is step
 
@@ -102,7 +102,7 @@ def test_rates_seeds_and_rows_are_data(digits_config, fields):
 )
 def test_what_a_program_is_made_of_is_no_data(digits_config, fields):
     fields = {"freeze.strategy": "top_k", **fields}
-    shelf = programs.Shelf(1000)
+    shelf = sharing.Shelf(0, 1000)
     usual = digits_config("resnet_basic", **SMALL, **{"freeze.strategy": "top_k"})
     assert made(shelf, digits_config("resnet_basic", **{**SMALL, **fields})) is not made(
         shelf, usual
@@ -111,21 +111,21 @@ def test_what_a_program_is_made_of_is_no_data(digits_config, fields):
 
 def test_seeds_are_data_only_where_no_view_is_drawn_by_them(digits_config):
     views = {**SMALL, "data.views": 2, "data.augmentation": "flip"}
-    shelf = programs.Shelf(1000)
+    shelf = sharing.Shelf(0, 1000)
     assert made(shelf, digits_config("resnet_basic", **views)) is not made(
         shelf, digits_config("resnet_basic", **views, seed=1)
     )
 
 
 def test_networks_do_not_share(digits_config):
-    shelf = programs.Shelf(1000)
+    shelf = sharing.Shelf(0, 1000)
     one, other = (made(shelf, digits_config(n, **SMALL)) for n in ("resnet_basic", "vit_smaller"))
     assert one is not other
 
 
 def test_no_run_without_a_shelf_shares(digits_config):
     run = job.prepare(digits_config("resnet_basic", **SMALL))
-    assert programs.of_run(run, None, "object", lambda _: object()) is not programs.of_run(
+    assert sharing.programs_of(run, None, "object", lambda _: object()) is not sharing.programs_of(
         run, None, "object", lambda _: object()
     )
 
@@ -133,15 +133,15 @@ def test_no_run_without_a_shelf_shares(digits_config):
 def test_what_is_kept_is_given_up_when_it_is_too_much_and_holds_no_weights(digits_config):
     run = job.prepare(digits_config("resnet_basic", **SMALL))
     weights = weakref.ref(jax.tree.leaves(run.pretrained.variables)[0])
-    shelf, given = programs.Shelf(1), []
-    with programs.sharing(shelf):
-        programs.of_run(run, None, "one", lambda run: given.append(run) or run.preprocess)
+    shelf, given = sharing.Shelf(0, 1), []
+    with sharing.through(shelf):
+        sharing.programs_of(run, None, "one", lambda run: given.append(run) or run.preprocess)
     assert not jax.tree.leaves(given[0].pretrained.variables)
     del run
     gc.collect()
     assert weights() is None
-    with programs.sharing(shelf):
-        programs.shared("two", object)
+    with sharing.through(shelf):
+        sharing.programs("two", object)
     first = object()
-    with programs.sharing(shelf):
-        assert programs.shared("one", lambda: first) is first
+    with sharing.through(shelf):
+        assert sharing.programs("one", lambda: first) is first

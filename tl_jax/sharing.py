@@ -1,9 +1,11 @@
-"""Compiled programs that several runs of a process share.
+"""What several runs of a process share: compiled programs, and rows of activations.
 
 The runs of a sweep differ in learning rates, seeds and rows, all of which are data to a program. So
-each program is traced and compiled for the first of them, and the others find it.
+each program is traced and compiled for the first of them, and the others find it; and what a frozen
+prefix made of the same images is computed once.
 """
 
+import collections
 import contextlib
 import contextvars
 import dataclasses
@@ -27,25 +29,38 @@ _ELSEWHERE = ("data.splits", "probe")
 
 
 class Shelf:
-    """Programs by what they are made of, all given up together when they are too many.
+    """What earlier runs left in memory.
 
     Args:
-      limit: on what is kept after a run.
+      nbytes: of rows that are kept, the latest wanted.
+      programs: that are kept after a run; where they are more, all are given up, since JAX keeps
+        those that nobody asks for.
     """
 
-    def __init__(self, limit: int):
-        self._limit, self._made = limit, dict[Hashable, Any]()
+    def __init__(self, nbytes: float, programs: int):
+        self._nbytes, self._limit = nbytes, programs
+        self._rows = collections.OrderedDict[str, tuple[int, Any]]()
+        self._programs = dict[Hashable, Any]()
 
-    def get(self, made_of: Hashable, make: Callable[[], T]) -> T:
+    def rows(self, key: str, nbytes: int, make: Callable[[], T]) -> T:
+        """The rows of this key, made where they are not there."""
+        if key not in self._rows:
+            self._rows[key] = nbytes, make()
+        self._rows.move_to_end(key)
+        while len(self._rows) > 1 and sum(size for size, _ in self._rows.values()) > self._nbytes:
+            self._rows.popitem(last=False)
+        return self._rows[key][1]
+
+    def programs(self, made_of: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, or gave before."""
-        if made_of not in self._made:
-            self._made[made_of] = make()
-        return self._made[made_of]
+        if made_of not in self._programs:
+            self._programs[made_of] = make()
+        return self._programs[made_of]
 
     def tidy(self) -> None:
-        """Gives all programs up where they are too many: JAX keeps those that nobody asks for."""
-        if len(self._made) > self._limit:
-            self._made.clear()
+        """Gives the programs up where they are too many."""
+        if len(self._programs) > self._limit:
+            self._programs.clear()
             jax.clear_caches()
             gc.collect()
 
@@ -54,8 +69,8 @@ _shelf: contextvars.ContextVar[Shelf | None] = contextvars.ContextVar("shelf", d
 
 
 @contextlib.contextmanager
-def sharing(shelf: Shelf) -> Iterator[None]:
-    """Lets a run take programs from a shelf, and leave its own there."""
+def through(shelf: Shelf) -> Iterator[None]:
+    """Lets a run take from a shelf what it needs, and leave there what it made."""
     token = _shelf.set(shelf)
     try:
         yield
@@ -64,18 +79,24 @@ def sharing(shelf: Shelf) -> Iterator[None]:
         shelf.tidy()
 
 
-def shared(made_of: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gives, or gave to an earlier run.
+def rows(key: str, nbytes: int, make: Callable[[], T]) -> T:
+    """Rows of so many bytes: what `make` gives, or gave to an earlier run."""
+    shelf = _shelf.get()
+    return make() if shelf is None else shelf.rows(key, nbytes, make)
+
+
+def programs(made_of: Hashable, make: Callable[[], T]) -> T:
+    """Programs: what `make` gives, or gave to an earlier run.
 
     Args:
       made_of: a name, and all that the programs are made of beside their arguments.
       make: gives the programs.
     """
     shelf = _shelf.get()
-    return make() if shelf is None else shelf.get(made_of, make)
+    return make() if shelf is None else shelf.programs(made_of, make)
 
 
-def of_run(job: Job, stage: Stage | None, name: Hashable, make: Callable[[Job], T]) -> T:
+def programs_of(job: Job, stage: Stage | None, name: Hashable, make: Callable[[Job], T]) -> T:
     """`make(job)`, or what it gave for an earlier run that differs in `DATA` alone.
 
     Args:
@@ -88,7 +109,7 @@ def of_run(job: Job, stage: Stage | None, name: Hashable, make: Callable[[Job], 
         return make(job)
     made_of = _job_made_of(job), None if stage is None else _stage_made_of(stage), name
     network = dataclasses.replace(job.pretrained, variables={})
-    return shared(made_of, lambda: make(dataclasses.replace(job, pretrained=network)))
+    return programs(made_of, lambda: make(dataclasses.replace(job, pretrained=network)))
 
 
 def _job_made_of(job: Job) -> Hashable:
