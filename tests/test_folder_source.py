@@ -107,6 +107,20 @@ def test_fingerprint_sees_files(tmp_path):
     assert current() != before
 
 
+def test_fingerprint_sees_bytes(tmp_path):
+    """Other images of the same names and sizes are other data."""
+    write_folder(tmp_path, {"a": 3, "b": 3}, ".bmp")
+
+    def current():
+        return open_dataset(f"folder:{tmp_path}", {"train": "train"})["train"].fingerprint
+
+    before, path = current(), tmp_path / "a" / "000.bmp"
+    held = bytearray(path.read_bytes())
+    held[-1] ^= 1
+    path.write_bytes(held)
+    assert current() != before
+
+
 def test_many_sizes_are_pil_images(tmp_path):
     write_folder(tmp_path, {"a": 3, "b": 3}, ".jpg", many_sizes=True)
     train = open_dataset(f"folder:{tmp_path}", {"train": "train"})["train"]

@@ -39,7 +39,8 @@ class Examples:
       split: as it was asked for.
       class_names: by label.
       image_shape: (height, width, channels) of all images, None when they have many sizes.
-      fingerprint: SHA-256 of what identifies these examples, not of every byte.
+      fingerprint: SHA-256 of what identifies these examples: names, labels and contents (of files
+        beyond 1 MiB 16 pieces; of a data set of the Hub its commit).
       unreadable: images of the data set that were left out since they cannot be read.
     """
 

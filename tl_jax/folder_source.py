@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_jax import image_files
 from tl_jax.errors import NOT_UTF8, UserError, is_text, printable
-from tl_jax.records import fingerprint
+from tl_jax.records import content, fingerprint
 from tl_jax.table_source import Table, TableSource, listed, named_splits
 
 log = logging.getLogger(__name__)
@@ -183,6 +183,6 @@ def _folder_table(root: pathlib.Path, rows: list[tuple[str, int]]) -> Table:
 
     paths = [str(root / path) for path, _ in rows]
     labels = np.array([label for _, label in rows], np.int64)
-    identity = fingerprint([(path, label, (root / path).stat().st_size) for path, label in rows])
+    identity = fingerprint([(path, label, content(root / path)) for path, label in rows])
     features = datasets.Features({"image": datasets.Image(decode=False)})
     return Table(datasets.Dataset.from_dict({"image": paths}, features), "image", labels, identity)

@@ -4,6 +4,7 @@ Everything goes through `datasets`: its cache, its progress bars, its offline mo
 with a data set is never run.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from tl_jax import image_files
 from tl_jax.errors import UserError
-from tl_jax.records import fingerprint
+from tl_jax.records import content, fingerprint
 from tl_jax.table_source import Table, TableSource, named_splits
 
 TIMEOUT = 5.0  # seconds for the Hub to answer
@@ -48,9 +49,27 @@ def hub_source(
     for split in named:
         data = splits[split].select_columns([image])
         labels = _labels(values[split], features[label], class_names)
-        identity = fingerprint(split, image, label, labels.tolist(), data.info.dataset_size)
-        tables[split] = Table(_undecoded(data, image), image, labels, identity, roots)
+        rows = _undecoded(data, image)
+        images = None if version else _contents(rows, image, roots)  # a commit says what they are
+        identity = fingerprint(split, image, label, labels.tolist(), data.info.dataset_size, images)
+        tables[split] = Table(rows, image, labels, identity, roots)
     return TableSource(repo, version, class_names, _shape(tables), tables)
+
+
+def _contents(rows: Any, image: str, roots: Sequence[pathlib.Path]) -> list[str | None]:
+    """Of the images of a local folder: SHA-256 of each."""
+    found: list[str | None] = []
+    for row in rows:
+        cell = row[image]
+        if cell is None or (cell["bytes"] is None and not cell["path"]):
+            found.append(None)
+        elif cell["bytes"] is None:
+            path = pathlib.Path(cell["path"])
+            inside = any(path.resolve().is_relative_to(root.resolve()) for root in roots)
+            found.append(content(path) if inside and path.is_file() else None)
+        else:
+            found.append(hashlib.sha256(cell["bytes"]).hexdigest())
+    return found
 
 
 def _load(name: str) -> tuple[str, str, Any, tuple[pathlib.Path, ...]]:

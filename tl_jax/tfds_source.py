@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_jax.errors import UserError
-from tl_jax.records import Record, Section, fingerprint
+from tl_jax.records import Record, Section, content, fingerprint
 
 
 class TfdsSource:
@@ -78,12 +78,11 @@ class TfdsSource:
         return TfdsRecords(source, self._image, self._label, f"tfds:{self.name} {split}")
 
     def fingerprint(self, split: str) -> str:
-        """SHA-256 over name, version, split, columns, class names, and sizes of the shards."""
+        """SHA-256 over name, version, split, columns, class names, and contents of the shards."""
         shards = []
         for section in self.sections(split):
             for path in self._builder.info.splits[section.split].filepaths:
-                size = path.stat().length if path.exists() else None
-                shards.append((path.name, size))
+                shards.append((path.name, content(path) if path.exists() else None))
         return fingerprint(
             "tfds",
             self.name,
