@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -10,7 +11,9 @@ import ablation_example
 import command_line
 import pytest
 
+from tl_jax import ablation_results
 from tl_jax.main import main
+from tl_jax.workdir import WorkDir
 
 
 def start(config, workdir, *more):
@@ -86,6 +89,20 @@ def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):
     assert start(config, workdir) == 0
     assert {p: os.stat(p).st_mtime_ns for p in stamps} == stamps
     assert ablation_example.rows(workdir) == before
+
+
+def test_answers_cut_short_are_no_result(finished, tmp_path):
+    """A comparison of fewer answers than were given would be another one."""
+    workdir = tmp_path / "sweep"
+    shutil.copytree(finished[1], workdir)
+    cell = next(path for path in sorted((workdir / "cells").iterdir()))
+    answers = cell / "predictions_test.csv"
+    answers.write_bytes(answers.read_bytes()[:200])
+    summary = json.loads((cell / "summary.json").read_text())
+    with pytest.raises(
+        ValueError, match=f"damaged: .* of {summary['metrics']['test']['examples']}"
+    ):
+        ablation_results._hits(WorkDir(cell), summary)
 
 
 def test_a_cell_can_be_run_again_by_its_command(finished, tmp_path):

@@ -74,7 +74,7 @@ def _row(
     if error is None:
         try:
             files = {name: own.read_json(file) for name, file in _FILES.items()}
-            curves, hits = _curves(own), _hits(own)
+            curves, hits = _curves(own), _hits(own, files["summary"])
         except (UserError, ValueError, KeyError) as damaged:
             files, error = dict.fromkeys(_FILES), str(damaged)
     done = files["summary"] is not None and error is None
@@ -100,10 +100,17 @@ def _curves(own: WorkDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
-def _hits(own: WorkDir) -> list[int] | None:
+def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
     """Per test example, in the order of the split, whether it was classified rightly."""
     file = own.path / "predictions_test.csv"
     if not file.exists():
         return None
     rows = csv.DictReader(io.StringIO(file.read_text()))
-    return [int(row["label"] == row["prediction"]) for row in rows]
+    hits = [int(row["label"] == row["prediction"]) for row in rows]
+    said = ((summary or {}).get("metrics", {}).get("test") or {}).get("examples", len(hits))
+    if len(hits) != said:
+        raise ValueError(
+            f"{file} is damaged: {len(hits)} answers of {said}; remove the cell's folder and start "
+            "the sweep again"
+        )
+    return hits

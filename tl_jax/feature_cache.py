@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 
+import tl_jax
 from tl_jax import (
     depth_map,
     feature_store,
@@ -235,7 +237,13 @@ def _key(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
         "preprocessing": repr(network.preprocessing),
         "data": [examples.name, examples.version, examples.split, examples.fingerprint],
         "views": None if views is None else [config.data.augmentation, views, config.seed],
-        "software": [jax.__version__, jax.default_backend(), jax.devices()[0].device_kind],
+        "software": [
+            tl_jax.__version__,
+            PIL.__version__,
+            jax.__version__,
+            jax.default_backend(),
+            jax.devices()[0].device_kind,
+        ],
     }
 
 
