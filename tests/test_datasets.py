@@ -72,6 +72,12 @@ class TestTfds:
         other = open_dataset("tfds:digits", DIGITS_SPLITS, str(tmp_path / "copy"))
         assert one["train"].fingerprint == other["train"].fingerprint
         assert len({some.fingerprint for some in one.values()}) == 3
+        for shard in (tmp_path / "copy").rglob("*digits-train*"):
+            held = bytearray(shard.read_bytes())
+            held[len(held) // 2] ^= 1
+            shard.write_bytes(held)
+        changed = open_dataset("tfds:digits", DIGITS_SPLITS, str(tmp_path / "copy"))
+        assert one["train"].fingerprint != changed["train"].fingerprint
 
     def test_splits_that_are_wrong_are_all_named(self):
         message = fails(

@@ -67,6 +67,22 @@ def test_class_labels(tmp_path):
         assert example["label"] == labels[row]
 
 
+def test_fingerprint_sees_bytes(tmp_path):
+    """Other images in a folder of the same name, labels and sizes are other data."""
+
+    def written(folder, last):
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        pixels[-1, -1] = last
+        pathlib.Path(folder).mkdir()
+        rows = {"image": [Image.fromarray(pixels)] * 4, "label": [0, 1] * 2}
+        write_parquet(folder / "d", rows)
+        return open_dataset(f"hf:{folder}/d", {"train": "train"})["train"].fingerprint
+
+    first = written(tmp_path / "one", 1)
+    assert first == written(tmp_path / "same", 1)
+    assert first != written(tmp_path / "other", 2)
+
+
 def test_integer_and_string_labels(tmp_path):
     for name, labels, names in (
         ("ints", [0, 2, 1, 2], ("0", "1", "2")),

@@ -103,14 +103,14 @@ def _curves(own: WorkDir) -> list[dict[str, Any]]:
 def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
     """Per test example, in the order of the split, whether it was classified rightly."""
     file = own.path / "predictions_test.csv"
-    if not file.exists():
+    if summary is None or not file.exists():
         return None
     rows = csv.DictReader(io.StringIO(file.read_text()))
     hits = [int(row["label"] == row["prediction"]) for row in rows]
-    said = ((summary or {}).get("metrics", {}).get("test") or {}).get("examples", len(hits))
-    if len(hits) != said:
+    examples = summary["metrics"]["test"]["examples"]
+    if len(hits) != examples:
         raise ValueError(
-            f"{file} is damaged: {len(hits)} answers of {said}; remove the cell's folder and start "
-            "the sweep again"
+            f"{file} is damaged: {len(hits)} answers of {examples}; remove the cell's folder and "
+            "start the sweep again"
         )
     return hits

@@ -40,7 +40,7 @@ class Examples:
       class_names: by label.
       image_shape: (height, width, channels) of all images, None when they have many sizes.
       fingerprint: SHA-256 of what identifies these examples: names, labels and contents (of files
-        beyond 1 MiB 16 pieces; of a data set of the Hub its commit).
+        beyond 64 MiB 16 pieces; of a data set of the Hub its commit).
       unreadable: images of the data set that were left out since they cannot be read.
     """
 

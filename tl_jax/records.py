@@ -75,8 +75,8 @@ def fingerprint(*parts: object) -> str:
 
 
 def content(path: Any) -> str:
-    """SHA-256 of a file's size and bytes: of all to 1 MiB, beyond of 16 pieces spread over it."""
-    piece = 2**16
+    """SHA-256 of a file's size and bytes: all to 64 MiB, beyond 16 pieces spread over it."""
+    piece = 2**22
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         digest = hashlib.sha256(str(size).encode())
