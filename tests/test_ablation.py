@@ -102,6 +102,30 @@ def test_answers_cut_short_are_no_result(finished, tmp_path):
     assert [row["status"] for row in found] == ["failed"] + ["finished"] * (len(found) - 1)
 
 
+def test_what_is_damaged_is_mended_or_named_and_stops_no_other_cell(finished, tmp_path):
+    config, whole = finished
+    workdir = tmp_path / whole.name
+    shutil.copytree(whole, workdir)
+    before = ablation_example.rows(workdir)
+    export, summary = (workdir / row["workdir"] for row in before[:2])
+    weights = (export / "export/model.safetensors").read_bytes()
+    (export / "export/model.safetensors").write_bytes(weights[:-100])
+    (summary / "summary.json").write_text("{")
+    (workdir / "search/top_k/search.json").write_text("{")
+    assert start(config, workdir) == 1
+    found = ablation_example.rows(workdir)
+    assert [row["status"] for row in found] == ["finished"] + ["failed"] * 3
+    assert (export / "export/model.safetensors").read_bytes() == weights
+    assert str(summary / "summary.json") in found[1]["error"]
+    assert str(workdir / "search/top_k/search.json") in found[2]["error"]
+    (summary / "summary.json").unlink()
+    (workdir / "search/top_k/search.json").unlink()
+    assert start(config, workdir) == 0
+    assert ablation_example.rows(workdir) == [
+        {**row, "command": row["command"].replace(str(whole), str(workdir))} for row in before
+    ]
+
+
 def test_a_cell_can_be_run_again_by_its_command(finished, tmp_path):
     _, workdir = finished
     command = ablation_example.rows(workdir)[3]["command"].split()
@@ -184,6 +208,14 @@ def test_what_cannot_run_at_all_is_refused_before_anything_runs(network, tmp_pat
     config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
     assert start(config, tmp_path / "run") == 2
     assert "examples_per_class" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+def test_measures_that_cannot_be_are_refused_before_anything_runs(network, tmp_path, capsys):
+    measure = {**ablation_example.MEASURE, "source": "tfds:nope"}
+    config = ablation_example.write(tmp_path, network("resnet_basic"), measure=measure)
+    assert start(config, tmp_path / "run") == 2
+    assert "nope" in capsys.readouterr().err
     assert not (tmp_path / "run" / "cells").exists()
 
 

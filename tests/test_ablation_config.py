@@ -102,6 +102,22 @@ def test_names_are_safe_in_paths():
         ({"axes": (("seed", "01"),)}, ["seed", "no tuple of values"]),
         ({"axes": (("seed", (0, 0)),)}, ["two cells are called 'seed=0'"]),
         ({"axes": (("seed", (0,)), ("seed", (1,)))}, ["twice"]),
+        ({"axes": "seed"}, ["axes", "'seed'", "as in"]),
+        ({"axes": (("seed", (0, 1)),), "measure": None}, ["ablate.measure", "is a section"]),
+        ({"axes": (("seed", (0, 1)),), "measure": {"source": "mnist"}}, ["'mnist'", "tfds:NAME"]),
+        ({"axes": (("control", ("random_trunk",)),)}, ["config.control", "freeze.strategy"]),
+        (
+            {"axes": (("s", ({"seed": 3, "freeze.strategy": "full"},)), ("seed", (0, 1)))},
+            ["seed: both s and seed set it"],
+        ),
+        (
+            {"axes": (("s", ({"name": "a", "seed": 1}, {"name": "b", "seed": 1})),)},
+            ["'a' and 'b' are the same run"],
+        ),
+        (
+            {"axes": (("s", ({"seed": 0, "learning_rates": 0.1},)),), "learning_rates": (0.1,)},
+            ["learning_rates", "0.1", "a tuple"],
+        ),
         ({"axes": (("seed", (0, 1)),), "keep": lambda cell: False}, ["no cell", "drops all 2"]),
         ({"axes": (("seed", (0, 1)),), "keep": 3}, ["keep", "no function"]),
         ({"axes": (("seed", (0, -1)), ("train.epochs", (0,)))}, ["config.seed", "train.epochs"]),
@@ -130,6 +146,10 @@ def test_names_are_safe_in_paths():
 )
 def test_mistakes_are_one_message(ablate, said):
     refused("config", *said, **ablate)
+
+
+def test_a_control_on_the_command_line_is_refused():
+    refused("config.control", overrides=[("control", "full")], axes=(("seed", (0,)),))
 
 
 def test_a_search_needs_a_validation_split():

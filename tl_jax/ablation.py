@@ -110,16 +110,23 @@ def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
       UserError: names every group that cannot run at all.
     """
     first = {group: cells[0] for group, cells in sweep.groups.items()}
+    measure = sweep.options.measure
     tasks = [
-        Task(group, ablation_work.estimate, (sweep.config_file, cell.overrides), _kind(sweep, cell))
+        Task(
+            group,
+            ablation_work.estimate,
+            (sweep.config_file, cell.overrides, measure),
+            _kind(sweep, cell),
+        )
         for group, cell in first.items()
     ]
-    speed = Task("", ablation_work.speed, (sweep.config_file, sweep.cells[0].overrides))
-    outcomes = {outcome.task.name: outcome for outcome in launch([*tasks, speed])}
+    outcomes = {outcome.task.name: outcome for outcome in launch(tasks)}
     launchers.results(list(outcomes.values()))
+    speed = Task("speed", ablation_work.speed, (sweep.config_file, sweep.cells[0].overrides))
+    [flops] = launchers.results(list(launch([speed])))
     return {
         "groups": {group: outcomes[group].result for group in first},
-        "flops_per_second": outcomes[""].result,
+        "flops_per_second": flops,
     }
 
 
@@ -130,9 +137,10 @@ def _search(
     asked = {group: cells for group, cells in sweep.groups.items() if cells[0].rates}
     searched: dict[str, Any] = {}
     for group in asked:
-        found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
-        if found is not None:
-            searched[group] = found
+        with contextlib.suppress(UserError):  # its search will say what is damaged
+            found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
+            if found is not None:
+                searched[group] = found
     tasks = [
         Task(
             group,
@@ -201,11 +209,9 @@ def _neighbours(sweep: Sweep, cell: Cell) -> list[str]:
 
 def _finished(sweep: Sweep, workdir: WorkDir, cell: Cell) -> bool:
     own = WorkDir(workdir.path / ablation_results.cell_path(cell))
-    measures = own.read_json("measures.json")
+    try:
+        ended, measures = own.finished() is not None, own.read_json("measures.json")
+    except UserError:
+        return False  # its run will say what is damaged
     asked = json.loads(json.dumps(dataclasses.asdict(sweep.options.measure)))
-    return (
-        own.read_json("summary.json") is not None
-        and (own.path / "export").exists()
-        and measures is not None
-        and measures["asked"] == asked
-    )
+    return ended and measures is not None and measures.get("asked") == asked

@@ -6,14 +6,15 @@ what the command line makes of it: `Cell.overrides` are `--config.FIELD=VALUE` o
 
 import dataclasses
 import itertools
+import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from tl_jax import config as config_lib
-from tl_jax import config_files, corruptions
+from tl_jax import config_checks, config_files, corruptions
 from tl_jax.config import Config, Measure, option
 from tl_jax.errors import UserError, nearest, printable
 
@@ -138,6 +139,7 @@ def read(
     keep = section.pop("keep", None)
     if keep is not None and not callable(keep):
         problems.append(f"config.ablate.keep: {keep!r} is no function of a cell's fields")
+    problems += _control_problems(axes, others)
     options, found = config_files.section(Ablate, section, mine, "ablate.")
     problems += found
     if not problems:
@@ -145,7 +147,7 @@ def read(
     if problems:
         _refuse(problems)
     drawn = list(_combine(axes, options.combine))
-    kept = [values for values in drawn if keep is None or _asked(keep, _fields(values))]
+    kept = [values for values in drawn if keep is None or _asked(keep, _fields(values.values()))]
     if not kept:
         dropped = f": ablate.keep drops all {len(drawn)}" if drawn else ": an axis has no value"
         raise UserError(f"config.ablate: the sweep has no cell{dropped}")
@@ -156,7 +158,7 @@ def read(
             cells.append(_cell(values, compared, options, base, others))
         except UserError as error:
             problems += str(error).split("\n  ")[1:] or [str(error)]
-    problems += _same_names(cells)
+    problems += _alike(cells)
     if problems:
         _refuse(problems)
     in_use = {axis: tuple(dict.fromkeys(cell.values[axis] for cell in cells)) for axis in axes}
@@ -172,9 +174,11 @@ def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]
     """Each axis's values as dicts of fields with "name"; and problems."""
     if isinstance(given, Mapping):
         given = list(config_files.flatten(given))
-    pairs = [pair for pair in given or () if isinstance(pair, Sequence) and len(pair) == 2]
-    if not pairs or len(pairs) < len(given):
-        return {}, ["config.ablate.axes: give pairs of an axis's name and its values"]
+    listed = given if _is_list(given) else ()
+    pairs = [pair for pair in listed if _is_list(pair) and len(pair) == 2]
+    if not pairs or len(pairs) < len(listed):
+        said = 'give pairs of an axis\'s name and its values, as in (("seed", (0, 1)),)'
+        return {}, [f"config.ablate.axes: {given!r}: {said}"]
     axes: dict[str, tuple[dict[str, Any], ...]] = {}
     problems = []
     for name, values in pairs:
@@ -182,18 +186,34 @@ def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]
         if name in axes:
             problems.append(f"{where}: stands there twice")
             continue
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        if not _is_list(values) or not values:
             problems.append(f"{where}: {values!r} is no tuple of values")
             continue
         labelled = all(isinstance(value, Mapping) for value in values)
         if not labelled and name not in config_files.known_fields():
             problems.append(
-                f"{where}: no such field{nearest(str(name), config_files.known_fields())}; "
-                "an axis that is no field takes dicts of fields"
+                f"{where}: no such field, and an axis of another name takes dicts of fields"
+                f"{nearest(str(name), config_files.known_fields())}"
             )
             continue
         axes[name] = tuple(_value(name, value) for value in values)
+    setters: dict[str, str] = {}
+    for axis, values in axes.items():
+        for field in _fields(values):
+            if (other := setters.setdefault(field, axis)) != axis:
+                problems.append(
+                    f"config.ablate.axes: {field}: both {other} and {axis} set it: a field belongs "
+                    "to one axis"
+                )
     return axes, problems
+
+
+def _control_problems(
+    axes: Mapping[str, Sequence[Mapping]], overrides: Sequence[tuple[str, str]]
+) -> list[str]:
+    asked = {name for name, _ in overrides}.union(*(_fields(values) for values in axes.values()))
+    said = "config.control: is without effect in a sweep: let an axis set freeze.strategy to it"
+    return [said] if "control" in asked else []
 
 
 def _value(axis: str, value: Any) -> dict[str, Any]:
@@ -225,20 +245,26 @@ def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> 
         value["learning_rates"] for values in axes.values() for value in values if _OWN[1] in value
     ]
     rates = [*own, *([] if options.learning_rates is None else [options.learning_rates])]
-    for given in rates:
-        if not given or not all(_is_rate(rate) for rate in given) or len(set(given)) < len(given):
-            problems.append(
-                f"config.ablate.learning_rates: {given!r}: give numbers above 0, each once"
-            )
-        elif len(given) != len(rates[-1]):
-            problems.append(
-                f"config.ablate.learning_rates: {given!r} and {rates[-1]!r}: budgets are matched, "
-                "so as many trials everywhere"
-            )
+    wrong = [given for given in rates if not _are_rates(given)]
+    for given in wrong:
+        problems.append(
+            f"config.ablate.learning_rates: {given!r}: give a tuple of numbers above 0, each once"
+        )
+    if not wrong and len({len(given) for given in rates}) > 1:
+        said = " and ".join(map(repr, dict.fromkeys(map(tuple, rates))))
+        problems.append(
+            f"config.ablate.learning_rates: {said}: budgets are matched, so as many trials "
+            "everywhere"
+        )
     if own and options.learning_rates is None:
         problems.append("config.ablate.learning_rates: give those of the other values, too")
     if rates and any(RATE in value for values in axes.values() for value in values):
         problems.append(f"config.ablate.learning_rates: without effect where an axis sets {RATE}")
+    source = options.measure.source
+    if source is not None and not config_checks.is_source(source):
+        problems.append(
+            f"config.ablate.measure.source: {source!r} is none of {config_checks.SOURCES}"
+        )
     asked = {"shifts": corruptions.KINDS, "severities": corruptions.SEVERITIES}
     for name, known in asked.items():
         wrong = [value for value in getattr(options.measure, name) if value not in known]
@@ -249,8 +275,14 @@ def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> 
     return problems
 
 
-def _is_rate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _are_rates(values: Any) -> bool:
+    each = values if _is_list(values) else ()
+    fit = all(type(value) in (int, float) and 0 < value < math.inf for value in each)
+    return bool(each) and fit and len(set(each)) == len(each)
 
 
 def _combine(axes: Mapping[str, Sequence[Mapping]], how: str) -> Iterator[dict[str, Mapping]]:
@@ -261,9 +293,9 @@ def _combine(axes: Mapping[str, Sequence[Mapping]], how: str) -> Iterator[dict[s
         yield dict(zip(axes, row, strict=True))
 
 
-def _fields(values: Mapping[str, Mapping]) -> dict[str, Any]:
-    """All fields that a cell's values set."""
-    return {n: v for value in values.values() for n, v in value.items() if n not in _OWN}
+def _fields(values: Iterable[Mapping]) -> dict[str, Any]:
+    """All fields that some values set."""
+    return {n: v for value in values for n, v in value.items() if n not in _OWN}
 
 
 def _asked(keep: Callable, fields: dict[str, Any]) -> bool:
@@ -282,7 +314,7 @@ def _cell(
     base: Mapping[str, Any],
     overrides: Sequence[tuple[str, str]],
 ) -> Cell:
-    changed = [(name, _text(value)) for name, value in _fields(values).items()]
+    changed = [(name, _text(value)) for name, value in _fields(values.values()).items()]
     whole = (*overrides, *changed, ("control", "None"))
     config = config_files.resolve(base, whole)
     names = {axis: value["name"] for axis, value in values.items()}
@@ -308,14 +340,22 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _same_names(cells: Sequence[Cell]) -> list[str]:
-    seen: dict[str, Cell] = {}
+def _alike(cells: Sequence[Cell]) -> list[str]:
+    """Cells of one name, and cells that are one run under two names: it would count twice."""
+    names: dict[str, Cell] = {}
+    runs: dict[str, Cell] = {}
     problems = []
     for cell in cells:
-        if cell.name in seen:
+        if names.setdefault(cell.name, cell) is not cell:
             problems.append(
                 f"config.ablate.axes: two cells are called {cell.name!r}: give their values a "
                 '"name" each, or leave one out'
             )
-        seen[cell.name] = cell
+            continue
+        run = json.dumps([config_lib.to_dict(cell.config), cell.rates], sort_keys=True)
+        if (other := runs.setdefault(run, cell)) is not cell:
+            problems.append(
+                f"config.ablate.axes: {other.name!r} and {cell.name!r} are the same run: leave "
+                "one out"
+            )
     return problems

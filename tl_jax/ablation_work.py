@@ -43,23 +43,27 @@ def _start(compilation_cache: str | None) -> None:
     display.console.quiet = True  # of many runs only the sweep speaks
 
 
-def estimate(config_file: str, overrides: Overrides) -> dict[str, Any]:
-    """What one run takes, without running it.
+def estimate(config_file: str, overrides: Overrides, measure: Measure) -> dict[str, Any]:
+    """What one run takes, without running it; and whether it can be measured so.
 
     Returns:
       "boundary": name of the first block that trains; "prefix": what identifies the frozen prefix
       and its images, "" without one; "cache": kind and reason by phase; "trainable": parameters;
       "flops": least, of training, the prefix counted once where it is cached.
+
+    Raises:
+      UserError: the run, or one of its measures, cannot be.
     """
     config = _config(config_file, overrides)
     with _sharing():
-        return _estimate(config)
+        return _estimate(config, measure)
 
 
-def _estimate(config: Config) -> dict[str, Any]:
-    from tl_jax import cache_choice, job, step_cost
+def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
+    from tl_jax import cache_choice, feature_measures, job, step_cost
 
     found = job.prepare(config)
+    feature_measures.check(found, measure)
     flops, caches = 0.0, []
     size, rows = config.data.batch_size, len(found.examples["train"])
     for stage, least in zip(found.stages, step_cost.least(found), strict=True):

@@ -67,16 +67,21 @@ def _duration_problems(value: Any) -> list[str]:
     return []
 
 
+SOURCES = "tfds:NAME, hf:OWNER/NAME, folder:PATH"
+
+
+def is_source(text: str) -> bool:
+    """Whether it names a kind of data and something of that kind."""
+    return re.match(r"(tfds|hf|folder):.", text) is not None
+
+
 def between_fields(config: Config) -> list[str]:
     """Problems that lie between fields."""
     problems = []
     if not config.model.pretrained and not config.init_from:
         problems.append("config.model.pretrained: name a Hub id or a folder")
-    if not re.match(r"(tfds|hf|folder):.", config.data.source):
-        problems.append(
-            f"config.data.source: {config.data.source!r} is none of "
-            "tfds:NAME, hf:OWNER/NAME, folder:PATH"
-        )
+    if not is_source(config.data.source):
+        problems.append(f"config.data.source: {config.data.source!r} is none of {SOURCES}")
     if config.data.batch_size % config.train.gradient_accumulation:
         problems.append(
             f"config.data.batch_size: {config.data.batch_size} does not divide into "

@@ -128,9 +128,7 @@ def section(
     """
     schema = config_fields.schema(kind, prefix)
     flat = dict(flatten(fields, prefix))
-    values, problems = _checked(
-        flat, overrides, schema, lambda name: [f"no such field{nearest(name, schema)}"]
-    )
+    values, problems = _checked(flat, overrides, schema, lambda name: [_no_field(name, schema)])
     return config_fields.build(kind, values, prefix), problems
 
 
@@ -174,13 +172,17 @@ def _options(strategy: str) -> dict[str, tuple[Any, Mapping, Any]]:
     return {f"freeze.{name}": found for name, found in recipes.options_of(strategy).items()}
 
 
+def _no_field(name: str, schema: Mapping[str, Any]) -> str:
+    if inside := [field for field in schema if field.startswith(f"{name}.")]:
+        return f"is a section; its fields are {', '.join(inside)}"
+    return f"no such field{nearest(name, schema)}"
+
+
 def _unknown(name: str, strategy: str, schema: Mapping[str, Any]) -> list[str]:
     """What to say of a field that is not in the schema."""
-    if inside := [field for field in schema if field.startswith(f"{name}.")]:
-        return [f"is a section; its fields are {', '.join(inside)}"]
     of_others = {option for other in strategies.STRATEGIES for option in _options(other)}
     if name not in of_others:
-        return [f"no such field{nearest(name, {**schema, **dict.fromkeys(of_others)})}"]
+        return [_no_field(name, {**schema, **dict.fromkeys(of_others)})]
     if strategy not in strategies.STRATEGIES:
         return []  # that is said already
     takes = [option.removeprefix("freeze.") for option in _options(strategy)]

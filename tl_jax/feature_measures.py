@@ -19,7 +19,7 @@ from tl_jax import (
 )
 from tl_jax import job as job_lib
 from tl_jax.config import Config, Measure
-from tl_jax.datasets import open_dataset
+from tl_jax.datasets import Examples, open_dataset
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.job import Job
 from tl_jax.pretrained import Pretrained, preprocess
@@ -47,8 +47,7 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
       UserError: no such run is finished there, or options that cannot be.
       RunFailed: a figure is not finite.
     """
-    if problems := _problems(options):
-        raise UserError("measures: " + "; ".join(problems))
+    _check_options(options)
     workdir = WorkDir(path)
     workdir.exported()
     workdir.claim(config)
@@ -56,11 +55,10 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
     config = config if chosen is None else probe.with_setting(config, chosen)
     job = job_lib.prepare(config)
     trained = inference.load_trained(path, config.model)
-    forgotten = _forgetting(job, trained, options)  # first: it may find fault with the options
     found = {
         "drift": _drift(job, trained, options.probe_images),
         **_shifts(job, trained, options),
-        "forgetting": forgotten,
+        "forgetting": _forgetting(job, trained, options),
         "gradients": None,
     }
     if options.gradient_steps and _is_head_alone(job):
@@ -69,6 +67,16 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
     if wrong := sorted(set(_not_finite(found))):
         raise RunFailed(f"{workdir.path}: these figures are not finite: {', '.join(wrong)}")
     return found
+
+
+def check(job: Job, options: Measure) -> None:
+    """Refuses what cannot be measured of a run, before it is trained.
+
+    Raises:
+      UserError: says what, of the options or of the data of the checkpoint's own task.
+    """
+    _check_options(options)
+    _source(job, options)
 
 
 def _drift(job: Job, trained: Pretrained, count: int) -> list[dict[str, Any]]:
@@ -97,15 +105,24 @@ def _shifts(job: Job, trained: Pretrained, options: Measure) -> dict[str, Any]:
 
 
 def _forgetting(job: Job, trained: Pretrained, options: Measure) -> dict[str, Any] | None:
-    name = options.source
-    source = None if name is None else retention.source_network(job)
-    if name is None or source is None:
+    found = _source(job, options)
+    if found is None:
         return None
-    splits = {"test": options.source_split}
-    examples = open_dataset(name, splits, options.source_dir)["test"]
+    source, examples = found
     chosen = subsets.first(examples, options.source_images)
     before, after = retention.forgetting(job, trained, source, chosen)
-    return {"source": name, "before": before, "after": after}
+    return {"source": options.source, "before": before, "after": after}
+
+
+def _source(job: Job, options: Measure) -> tuple[Pretrained, Examples] | None:
+    """The checkpoint with its own head, and examples of its own task; None without either."""
+    source = None if options.source is None else retention.source_network(job)
+    if options.source is None or source is None:
+        return None
+    splits = {"test": options.source_split}
+    examples = open_dataset(options.source, splits, options.source_dir)["test"]
+    retention.check_classes(source, examples)
+    return source, examples
 
 
 def _is_head_alone(job: Job) -> bool:
@@ -115,7 +132,7 @@ def _is_head_alone(job: Job) -> bool:
     return alone and plan.trunk == "pretrained" and plan.batch_norm == "frozen"
 
 
-def _problems(options: Measure) -> list[str]:
+def _check_options(options: Measure) -> None:
     problems = [
         f"{kind!r} is no corruption: there are {', '.join(corruptions.KINDS)}"
         for kind in options.shifts
@@ -130,7 +147,8 @@ def _problems(options: Measure) -> list[str]:
     for name, smallest in least.items():
         if getattr(options, name) < smallest:
             problems.append(f"{name} = {getattr(options, name)} is less than {smallest}")
-    return problems
+    if problems:
+        raise UserError("measures: " + "; ".join(problems))
 
 
 def _not_finite(found: Any, name: str = "") -> Iterator[str]:

@@ -55,6 +55,10 @@ def _unraisable(event: Any) -> None:
         _report_unraisable(event)
 
 
+def _nothing(event: Any) -> None:
+    pass
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed run, 2 for a user's error."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -74,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"run failed: {printable_lines(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        sys.unraisablehook = _nothing  # what was cut off while it came about cannot end well
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     except OSError as error:

@@ -144,6 +144,21 @@ def forgetting(
       trained one, by one program: equal where the trunk did not move.
 
     Raises:
+      UserError: see `check_classes`.
+    """
+    check_classes(source, examples)
+    classifier, head = Classifier(job, source, examples), source.family.head
+    params = {**trained.variables["params"], head: source.variables["params"][head]}
+    after = {**trained.variables, "params": params}
+    return classifier.figures(classifier.hold(source.variables)), classifier.figures(
+        classifier.hold(after)
+    )
+
+
+def check_classes(source: Pretrained, examples: Examples) -> None:
+    """Whether a checkpoint's own head fits data of its own task.
+
+    Raises:
       UserError: the data's classes are not the head's, name by name in the same order.
     """
     if examples.class_names != source.class_names:
@@ -151,9 +166,3 @@ def forgetting(
             f"forgetting: {examples.name} has the classes {', '.join(examples.class_names)}; the "
             f"head of {source.checkpoint.source} tells {', '.join(source.class_names)} apart"
         )
-    classifier, head = Classifier(job, source, examples), source.family.head
-    params = {**trained.variables["params"], head: source.variables["params"][head]}
-    after = {**trained.variables, "params": params}
-    return classifier.figures(classifier.hold(source.variables)), classifier.figures(
-        classifier.hold(after)
-    )

@@ -83,8 +83,8 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     started = time.perf_counter()
     workdir = WorkDir(path)
     workdir.claim(config)
-    finished = workdir.read_json("summary.json")
-    if finished and (workdir.path / "export").exists():
+    finished = workdir.finished()
+    if finished is not None:
         _check_finished(config, finished, workdir)
         display.console.print(f"{workdir.path} holds this run, finished:")
         return _judged(finished)

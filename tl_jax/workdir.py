@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import pathlib
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from tl_jax import config as config_lib
+from tl_jax import tensor_files
 from tl_jax.config import Config
 from tl_jax.errors import UserError
 
@@ -39,8 +41,8 @@ class WorkDir:
             content, problem = None, str(error)
         if not isinstance(content, dict):
             raise UserError(
-                f"{file} is damaged: {problem}. Remove it: a run started again goes on from its "
-                "last checkpoint and writes it anew."
+                f"{file} is damaged: {problem}. Remove it: the same command goes on from what else "
+                "is there, and writes it anew."
             )
         return content
 
@@ -110,6 +112,24 @@ class WorkDir:
                 + "\n  ".join(different)
                 + "\nGive another --workdir, or the configuration that it was started with."
             )
+
+    def finished(self) -> dict[str, Any] | None:
+        """The content of `summary.json` of a run that ended; None where its export is not whole.
+
+        Raises:
+          UserError: `summary.json` is damaged.
+        """
+        summary, folder = self.read_json("summary.json"), self.path / "export"
+        if summary is None or not folder.exists():
+            return None
+        if "://" in str(folder):
+            return summary
+        try:
+            for file in pathlib.Path(folder).glob("*.safetensors"):
+                tensor_files.read_safetensors(file)
+        except (UserError, OSError):
+            return None
+        return summary
 
     def exported(self) -> epath.Path:
         """The folder of the trained classifier.

@@ -87,6 +87,8 @@ class Sweep:
     def nouns(self) -> str:
         """The same of many."""
         noun = self.noun
+        if noun == "data":  # is one
+            return noun
         return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
 
     @property
