@@ -53,13 +53,15 @@ def main():
                 f"--workdir={folder}/run",
             ]
             code, most = peak(command)
+            if code:
+                sys.exit(f"the run of {images} images failed: {' '.join(command)}")
             held = sum(f.stat().st_size for f in Path(folder, "cache").glob("*/*"))
-        rows.append({"images": images, "exit_code": code, "peak_bytes": most, "cache_bytes": held})
+        rows.append({"images": images, "peak_bytes": most, "cache_bytes": held})
         print(json.dumps(rows[-1]), flush=True)
     print("| images | cache on disk | peak of anonymous memory |\n|---|---|---|")
     for row in rows:
         cache, most = row["cache_bytes"] / 1e6, row["peak_bytes"] / 1e6
-        print(f"| {row['images']:,} | {cache:.0f} MB | {most:.0f} MB |")
+        print(f"| {row['images']:,} | {cache:.3g} MB | {most:.0f} MB |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The frozen prefix computed once: the same training, wherever its rows lie; when, and why not."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -54,6 +55,7 @@ def trained(config, kinds=None, keep=None):
         state = devices.replicate(state)
         choice = cache_choice.choose(run, stage)
         whole = steps.variables_of(state.trainable, state.statistics, frozen)
+        choice = feature_cache.with_room(run, stage, choice, whole)
         inputs = feature_cache.fill(run, stage, choice, devices, whole, untracked)
         if kinds is not None:
             kinds.append((choice.kind, choice.first))
@@ -204,6 +206,35 @@ def test_auto_takes_the_nearest_memory_that_it_fits_into(small, monkeypatch):
     assert choice(tiny).kind == "off" and "fit into no memory" in choice(tiny).reason
 
 
+@pytest.mark.parametrize("kind", ["device", "host"])
+def test_what_fits_into_no_memory_is_refused(small, monkeypatch, kind):
+    nbytes = (49 + 8) * 32 * 4
+    monkeypatch.setattr(memory, f"{kind}_available", lambda: nbytes)
+    config = small("resnet_bottleneck", cache=kind)
+    assert choice(config).kind == kind
+    monkeypatch.setattr(memory, f"{kind}_available", lambda: nbytes - 1)
+    with pytest.raises(UserError, match=f"'{kind}' cannot be: 49 .* MB are free"):
+        choice(config)
+
+
+def test_auto_goes_without_where_the_disk_is_full(small, monkeypatch):
+    """Refused where a disk is asked for, before anything is computed."""
+    monkeypatch.setattr(memory, "device_available", lambda: 0)
+    monkeypatch.setattr(memory, "host_available", lambda: 0)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=49 * 32 * 4))
+    kinds = []
+    without, losses = trained(small("resnet_bottleneck", cache="off"))
+    config = small("resnet_bottleneck", cache="auto")
+    assert choice(config).kind == "disk"
+    found, others = trained(config, kinds)
+    assert kinds == [("off", 0)] and losses == others
+    assert_same(found, without)
+    monkeypatch.setattr(feature_cache, "_run", None)
+    with pytest.raises(UserError, match=r"train \+ validation up to head .* needs"):
+        trained(small("resnet_bottleneck", cache="disk"))
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -261,7 +292,6 @@ def test_a_cache_is_shared_by_all_that_see_the_same_rows(small):
     same = {
         "optimizer.learning_rate": 0.7,
         "train.epochs": 9,
-        "data.batch_size": 24,
         "seed": 5,
         "head.kind": "mlp",
         "freeze.strategy": "lp_ft",
@@ -274,6 +304,7 @@ def test_a_cache_is_shared_by_all_that_see_the_same_rows(small):
         "model.image_size": 40,
         "head.last_blocks": 2,
         "data.splits.train": "train[1:50]",
+        "data.batch_size": 24,
     }
     for name, value in other.items():
         assert keys(small("resnet_bottleneck", **{name: value}))["train"] != probe["train"], name

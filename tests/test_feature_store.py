@@ -116,7 +116,10 @@ def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path, monkeypatch):
     check(store(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "header", "labels"])
+DAMAGE = ["truncate", "flip", "remove", "manifest", "deep", "header", "labels", "file", "link"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_torn_cache_is_made_again(tmp_path, damage, caplog):
     store(tmp_path)
     path = tmp_path / feature_store.name_of(KEY)
@@ -131,11 +134,22 @@ def test_a_torn_cache_is_made_again(tmp_path, damage, caplog):
         shard.unlink()
     elif damage == "manifest":
         (path / "manifest.json").write_text('{"files": 3}')
+    elif damage == "deep":
+        (path / "manifest.json").write_text("[" * 100_000)
+        with pytest.raises(UserError, match="damaged"):
+            store(tmp_path, never, limit=1, key={"other": 1})
+    elif damage in ("file", "link"):
+        shutil.rmtree(path)
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "file").write_text("precious")
+        path.symlink_to("elsewhere") if damage == "link" else path.write_text("")
     else:
         shard.write_bytes(b"\xff" * len(content))
     check(store(tmp_path))
     assert "damaged" in caplog.text
     check(store(tmp_path, never))
+    if damage == "link":
+        assert (tmp_path / "elsewhere" / "file").read_text() == "precious"
 
 
 def test_it_says_what_it_holds_and_refuses_beyond(tmp_path):
@@ -146,6 +160,65 @@ def test_it_says_what_it_holds_and_refuses_beyond(tmp_path):
     assert feature_store.name_of(KEY) in str(refused.value)
     check(store(tmp_path, limit=held + LAYOUT.nbytes, key={"other": 1}))
     check(store(tmp_path, never, limit=1))  # what is there may stay and be used
+
+
+def test_room_is_that_of_the_disk_too(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=LAYOUT.nbytes - 1))
+    with pytest.raises(UserError, match=r"GB free on its disk"):
+        store(tmp_path, never)
+
+
+def test_room_for_all_is_asked_before_the_first(tmp_path):
+    def ask(*keys, limit):
+        caches = [(key, LAYOUT) for key in keys]
+        feature_store.check_room(tmp_path, caches, limit, "both")
+
+    other = {"other": 1}
+    ask(KEY, other, limit=2 * LAYOUT.nbytes)
+    with pytest.raises(UserError, match="both needs"):
+        ask(KEY, other, limit=2 * LAYOUT.nbytes - 1)
+    store(tmp_path)
+    ask(KEY, limit=1)  # it is there
+    held = sum(f.stat().st_size for f in (tmp_path / feature_store.name_of(KEY)).iterdir())
+    ask(KEY, other, limit=held + LAYOUT.nbytes)
+    with pytest.raises(UserError, match="in 1 caches"):
+        ask(KEY, other, limit=held + LAYOUT.nbytes - 1)
+
+
+def test_what_others_are_writing_counts(tmp_path):
+    refused = []
+
+    def slowly():
+        for number, piece in enumerate(pieces()):
+            if number == 1:
+                with pytest.raises(UserError, match="being written") as error:
+                    store(tmp_path, never, limit=2 * LAYOUT.nbytes - 1, key={"other": 1})
+                refused.append(error.value)
+            yield piece
+
+    check(store(tmp_path, slowly))
+    assert refused
+
+
+def test_a_link_to_nowhere_in_another_cache(tmp_path):
+    store(tmp_path)
+    (tmp_path / feature_store.name_of(KEY) / "link").symlink_to(tmp_path / "nowhere")
+    check(store(tmp_path, key={"other": 1}))
+
+
+def test_reading_needs_no_right_to_write(tmp_path, monkeypatch):
+    """As another user: neither time stamps nor locks."""
+    store(tmp_path)
+    for lock in tmp_path.glob("*.lock"):
+        lock.unlink()
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(feature_store, "_lock", refused)
+    check(store(tmp_path, never))
 
 
 def test_two_at_once_compute_it_once(tmp_path):

@@ -164,15 +164,14 @@ def test_features_of_a_narrower_head_are_its_own(digits_config):
         ({"data.splits.validation": None}, "validation chooses"),
         ({"freeze.strategy": "random_trunk", "probe.grid.seed": (0, 1)}, "the random trunk"),
         ({"data.augmentation": "flip"}, "flip draws anew"),
-        ({"cache": "off"}, "config.cache=off"),
+        ({"cache": "off"}, "config.cache is off"),
         ({"probe.grid.input": ("cls", "pooled")}, "has no class token"),
     ],
 )
 def test_grids_that_cannot_be(digits_config, tmp_path, fields, words):
     grid = {"probe.grid.learning_rate": (0.1, 0.2)}
-    config = digits_config("resnet_bottleneck", **{**SMALL, **grid, **fields})
     with pytest.raises(UserError, match=words):
-        trainer.train(config, tmp_path)
+        trainer.train(digits_config("resnet_bottleneck", **{**SMALL, **grid, **fields}), tmp_path)
 
 
 def test_values_that_are_none(digits_config):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import costs, memory, parallel, param_tree, sharing
+from tl_jax import config_checks, costs, memory, parallel, param_tree, sharing
 from tl_jax.errors import UserError
 from tl_jax.feature_store import Layout
 from tl_jax.freezing import Plan
@@ -82,6 +82,12 @@ def choose(
     layouts = _activations(job, plan, splits)
     nbytes = sum(layout.nbytes for layout in layouts.values())
     at = f"{_rows_text(layouts)} at {plan.blocks[plan.boundary]}, {_size(nbytes)}"
+    free = {"device": memory.device_available, "host": memory.host_available}
+    if wanted in free and nbytes > (most := free[wanted]()):
+        raise UserError(
+            f"config.cache: {wanted!r} cannot be: {at}, and {_size(most)} are free; take 'disk', "
+            "or leave it at 'auto'"
+        )
     if wanted != "auto":
         return Choice(wanted, plan.boundary, layouts, f"{at}, as config.cache says")
     epochs, views = (stage.last - stage.first) / job.steps_per_epoch, job.config.data.views or 1
@@ -91,7 +97,7 @@ def choose(
         why = f"{share:.0%} of a step's computation lies below {plan.blocks[plan.boundary]}"
         why += f", and {views} of {epochs:.2g} epochs would run it all the same"
         return _images(job, stage, why)
-    device, host = memory.device_available(), memory.host_available()
+    device, host = free["device"](), free["host"]()
     limit = job.config.cache_limit_gb * 1e9
     room = {"device": device * DEVICE_SHARE, "host": host * HOST_SHARE, "disk": limit}
     kind = next((kind for kind, free in room.items() if nbytes <= free), "off")
@@ -99,19 +105,15 @@ def choose(
     if kind == "off":
         why = f"{at} fit into no memory, nor under config.cache_limit_gb={limit / 1e9:g}"
         return Choice("off", 0, {}, why)
-    free = {"device": f"of {_size(device)} free", "host": f"of {_size(host)} free"}
-    text = f"{at} {free.get(kind, 'on disk')}; saves {saved:.0%} of the computation"
+    where = {"device": f"of {_size(device)} free", "host": f"of {_size(host)} free"}
+    text = f"{at} {where.get(kind, 'on disk')}; saves {saved:.0%} of the computation"
     return Choice(kind, plan.boundary, layouts, text)
 
 
 def _obstacle(job: Job, plan: Plan) -> str | None:
     """Why what the prefix yields is no fixed function of the image."""
-    data = job.config.data
-    if data.augmentation != "none" and data.views is None:
-        return (
-            f"data.augmentation={data.augmentation} draws anew at each step "
-            "(data.views=K draws K times and for all)"
-        )
+    if drawn := config_checks.draws_anew(job.config.data):
+        return drawn
     if plan.batch_norm == "stats_only":
         return "freeze.batch_norm=stats_only changes what the frozen blocks compute"
     return None

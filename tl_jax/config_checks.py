@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tl_jax import config_fields, strategies
-from tl_jax.config import Config, Freeze, Optimizer, steps_of
+from tl_jax.config import Config, Data, Freeze, Optimizer, steps_of
 from tl_jax.errors import nearest
 
 
@@ -103,9 +103,53 @@ def between_fields(config: Config) -> list[str]:
             f"config.head.hidden: {config.head.hidden} is the width of an MLP, and head.kind is "
             f"{config.head.kind!r}"
         )
+    if config.cache in ("host", "disk") and (drawn := draws_anew(config.data)):
+        problems.append(f"config.cache: {config.cache!r} cannot be: {drawn}; leave it at 'auto'")
+    if config.cache_dir in ("", "None"):
+        problems.append(
+            f"config.cache_dir: {config.cache_dir!r} is no folder; config.cache=off keeps nothing"
+        )
     problems += _probe_problems(config)
+    if any(vars(config.probe.grid).values()) or config.probe.baselines:
+        problems += [f"config.probe: {problem}" for problem in of_probe(config)]
     for problem in _duration_problems(config.optimizer.warmup):
         problems.append(f"config.optimizer.warmup: {problem}")
+    return problems
+
+
+def draws_anew(data: Data) -> str | None:
+    """Why what the network sees of an image differs from step to step, where it does."""
+    if data.augmentation == "none" or data.views is not None:
+        return None
+    return (
+        f"data.augmentation={data.augmentation} draws anew at each step "
+        "(data.views=K draws K times and for all)"
+    )
+
+
+def of_probe(config: Config) -> list[str]:
+    """What of a configuration does not go with a grid of heads, or with baselines."""
+    grid, head, data, problems = config.probe.grid, config.head, config.data, []
+    if config.freeze.batch_norm != "frozen":
+        problems.append(f"freeze.batch_norm={config.freeze.batch_norm} changes the features")
+    if config.cache == "off":
+        problems.append("needs cached features, and config.cache is off")
+    if drawn := draws_anew(data):
+        problems.append(f"needs cached features, and {drawn}")
+    if data.splits.validation is None:
+        problems.append("validation chooses: set config.data.splits.validation")
+    if config.probe.baselines and data.splits.test is None:
+        problems.append("baselines are judged on test: set config.data.splits.test")
+    subset = {"examples_per_class": data.examples_per_class, "fraction": data.fraction}
+    by_seed = [f"the subset of data.{name}" for name, value in subset.items() if value is not None]
+    by_seed = ["data.views"] if data.views else by_seed
+    if grid.seed and by_seed:
+        problems.append(f"seed: {by_seed[0]} would change with it, too")
+    if len(set(grid.input or ())) > 1:
+        if head.last_blocks > 1 and "pooled" in (grid.input or ()):
+            problems.append("input: of several last_blocks only cls and cls+mean go together")
+        elif head.kind == "mlp" and head.hidden is None:
+            problems.append("input: give an MLP that sees several inputs its width, head.hidden")
     return problems
 
 

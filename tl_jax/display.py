@@ -1,5 +1,6 @@
 """What a run shows in the terminal."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -136,8 +137,8 @@ def evaluation_table(split: str, found: Evaluation, class_names: Sequence[str]) 
     return Group(title, table)  # a table's own title wraps at the table's width
 
 
-def grid_table(searched: Mapping[str, Any], most: int = 5) -> Group:
-    """The best heads of a grid."""
+def grid_table(searched: Mapping[str, Any], classes: int, most: int = 5) -> Group:
+    """The best heads of a grid; and whether the best one's loss is worse than guessing."""
     found = [row for row in searched["settings"] if row["validation"] is not None]
     ranked = sorted(
         found, key=lambda row: (-row["validation"]["accuracy"], row["validation"]["loss"])
@@ -154,7 +155,14 @@ def grid_table(searched: Mapping[str, Any], most: int = 5) -> Group:
         table.add_row(*cells, f"{figures['accuracy']:.4f}", str(figures["epoch"]))
     lost = len(searched["settings"]) - len(found)
     text = f"{len(searched['settings'])} heads; by validation the best:"
-    return Group(text + (f"; {lost} did not stay finite" if lost else ""), table)
+    lines: list[Any] = [text + (f"; {lost} did not stay finite" if lost else ""), table]
+    loss, guessing = ranked[0]["validation"]["loss"], math.log(classes)
+    if loss > guessing:
+        lines.append(
+            f"The best head's loss on validation, {loss:.3g}, is above that of guessing, "
+            f"{guessing:.3g}: its probabilities mean nothing. Try lower learning rates."
+        )
+    return Group(*lines)
 
 
 def baselines_table(found: Mapping[str, Any]) -> Group:

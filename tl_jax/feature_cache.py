@@ -105,6 +105,41 @@ def fill(
     return dataclasses.replace(inputs, seconds=took, compile_seconds=compiling)
 
 
+def with_room(
+    job: Job, stage: Stage, choice: Choice, variables: Any, *, needed: bool = False
+) -> Choice:
+    """The choice; or nothing kept, where "auto" took a disk that has no room.
+
+    Args:
+      job: whose phase it is.
+      stage: the phase.
+      choice: as `choose` gave it.
+      variables: of the network at the start of the phase.
+      needed: as `choose` took it.
+
+    Raises:
+      UserError: there is no room, and the configuration asks for a disk, or the rows are needed.
+    """
+    if choice.kind != "disk":
+        return choice
+    config, plan, problem = job.config, stage.plan, ""
+    if parallel.is_first():
+        caches = [
+            (_key(job, plan, variables, role), layout) for role, layout in choice.layouts.items()
+        ]
+        about = _about(job, plan, " + ".join(choice.layouts))
+        try:
+            feature_store.check_room(config.cache_dir, caches, config.cache_limit_gb * 1e9, about)
+        except UserError as error:
+            problem = str(error)
+    if not parallel.first_process_says(bool(problem)):
+        return choice
+    problem = problem or "config.cache_dir: the first process has no room there"
+    if needed or config.cache != "auto":
+        raise UserError(problem)
+    return Choice("off", 0, {}, f"no room on disk: {problem.splitlines()[0].rstrip(':')}")
+
+
 def on_devices(inputs: Inputs, devices: DataParallel) -> Inputs:
     """The same with the training split's activations on every device."""
     if inputs.resident is not None:
@@ -128,9 +163,8 @@ def _kept(
     def make() -> Rows:
         return feature_store.in_memory(layout, produce())
 
-    # In other batches a row may differ in its last bits.
-    key = [_key(job, plan, variables, role), job.config.data.batch_size]
-    return sharing.rows(json.dumps(key, sort_keys=True), layout.nbytes, make)
+    key = json.dumps(_key(job, plan, variables, role), sort_keys=True)
+    return sharing.rows(key, layout.nbytes, make)
 
 
 class _Compiling:
@@ -198,9 +232,7 @@ def _shared(
 ) -> Rows:
     """A split's rows on disk; the first process writes them, all compute them."""
     config, key = job.config, _key(job, plan, variables, role)
-    source = PurePath(job.pretrained.checkpoint.source).name
-    about = f"{layout.name} up to {plan.blocks[plan.boundary]} of {source}"
-    limit = config.cache_limit_gb * 1e9
+    about, limit = _about(job, plan, layout.name), config.cache_limit_gb * 1e9
 
     def on_disk(produce: Callable[[], Pieces]) -> Rows:
         return feature_store.on_disk(config.cache_dir, key, layout, produce, limit, about)
@@ -223,6 +255,11 @@ def _shared(
     return rows
 
 
+def _about(job: Job, plan: Plan, what: str) -> str:
+    source = PurePath(job.pretrained.checkpoint.source).name
+    return f"{what} up to {plan.blocks[plan.boundary]} of {source}"
+
+
 def _key(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
     """All that the rows depend on."""
     config, network, examples = job.config, job.pretrained, job.examples[role]
@@ -236,6 +273,8 @@ def _key(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
         "dtype": [str(jnp.dtype(module.dtype)), module.precision],
         "preprocessing": repr(network.preprocessing),
         "data": [examples.name, examples.version, examples.split, examples.fingerprint],
+        # In other batches a row may differ in its last bits.
+        "batch": [config.data.batch_size, jax.device_count()],
         "views": None if views is None else [config.data.augmentation, views, config.seed],
         "software": [
             tl_jax.__version__,

@@ -32,6 +32,9 @@ from tl_jax.input_pipeline import Indices
 SHARD_BYTES = 64 * 2**20
 _NAME = "[0-9a-f]{32}"  # of a cache's folder
 _MANIFEST, _LABELS = "manifest.json", "labels.safetensors"
+_NEEDS = "needs"  # bytes that a cache in the making will hold
+_ROOM = ".tl_jax_room"  # the lock under which room is counted and reserved
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 log = logging.getLogger(__name__)
 
 Leaves = Sequence[np.ndarray]
@@ -164,25 +167,70 @@ def on_disk(
     Raises:
       UserError: it would not fit into the limit, or the folder cannot be used.
     """
-    root = Path(folder).expanduser()
-    path = root / name_of(key)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
+    if (rows := find(folder, key, layout)) is not None:  # also where this user may not write
+        return rows
+    with _usable(folder) as root:
+        path = root / name_of(key)
         with _lock(root, path.name, about):
             if (rows := find(root, key, layout)) is not None:
                 return rows
-            shutil.rmtree(path, ignore_errors=True)
-            _check_room(root, layout.nbytes, limit_bytes, about)
-            _write(path, key, layout, produce(), about)
+            _remove(path)
+            with _lock(root, _ROOM, "what room there is"):
+                _check_room(root, layout.nbytes, limit_bytes, about)
+                side = _reserve(path, layout.nbytes)
+            _write(side, path, key, layout, produce(), about)
+    rows = find(root, key, layout)
+    if rows is None:
+        raise UserError(f"config.cache_dir: what was just written to {path} cannot be read back")
+    return rows
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuses what can be no folder of caches.
+
+    Raises:
+      UserError: it is not there and cannot be made.
+    """
+    with _usable(folder):
+        pass
+
+
+def check_room(
+    folder: str | os.PathLike[str],
+    caches: Sequence[tuple[Mapping[str, Any], Layout]],
+    limit_bytes: float,
+    about: str,
+) -> None:
+    """Refuses caches for which there is no room, before the first of them is computed.
+
+    Args:
+      folder: of all caches.
+      caches: key and layout of each; those that are there need no room.
+      limit_bytes: what all caches in the folder may take together.
+      about: what they hold, for people.
+
+    Raises:
+      UserError: they would not fit into the limit or on the disk, or the folder cannot be used.
+    """
+    root = Path(folder).expanduser()
+    missing = [layout.nbytes for key, layout in caches if not (root / name_of(key)).exists()]
+    if missing:
+        with _usable(folder) as root, _lock(root, _ROOM, "what room there is"):
+            _check_room(root, sum(missing), limit_bytes, about)
+
+
+@contextlib.contextmanager
+def _usable(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder of all caches, there; what the disk refuses in it is the user's error."""
+    root = Path(folder).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield root
     except OSError as error:
         raise UserError(
             f"config.cache_dir: the cache in {root} cannot be written: {error.strerror or error}. "
             "Name another folder, or set config.cache=off."
         ) from error
-    rows = find(root, key, layout)
-    if rows is None:
-        raise UserError(f"config.cache_dir: what was just written to {path} cannot be read back")
-    return rows
 
 
 def name_of(key: Mapping[str, Any]) -> str:
@@ -212,18 +260,35 @@ def find(
         fits = sum(len(shard[0]) for shard in shards) == layout.rows
         if not fits or len(labels) != layout.examples:
             raise ValueError("it holds other rows")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+    except (*_DAMAGE, UserError) as error:
         log.warning("the cache %s is damaged (%s): making it again", path, error)
         return None
-    os.utime(path)
+    with contextlib.suppress(OSError):  # it is another user's
+        os.utime(path)
     return ActivationRows(layout.name, shards, layout.structure, labels)
 
 
-def _write(path: Path, key: Mapping[str, Any], layout: Layout, pieces: Pieces, about: str) -> None:
-    """Writes the folder under a side name and renames it."""
-    side = _side(path)
-    shutil.rmtree(side, ignore_errors=True)
+def _remove(path: Path) -> None:
+    """Removes what has a cache's name, whatever it is; of a link the link alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _reserve(path: Path, nbytes: int) -> Path:
+    """The side folder of a cache, which says to others how much it will hold."""
+    side = path.parent / f".{path.name}.part"
+    _remove(side)
     side.mkdir()
+    (side / _NEEDS).write_text(str(nbytes))
+    return side
+
+
+def _write(
+    side: Path, path: Path, key: Mapping[str, Any], layout: Layout, pieces: Pieces, about: str
+) -> None:
+    """Writes the folder under its side name and renames it."""
     files: dict[str, dict[str, int]] = {}
 
     def save(name: str, tensors: dict[str, np.ndarray]) -> None:
@@ -258,6 +323,7 @@ def _write(path: Path, key: Mapping[str, Any], layout: Layout, pieces: Pieces, a
     save(_LABELS, {"labels": np.concatenate(labels)[: layout.examples].astype(np.int32)})
     manifest = {"about": about, "key": dict(key), "files": files}
     (side / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (side / _NEEDS).unlink()
     side.rename(path)
 
 
@@ -271,35 +337,44 @@ def _check_room(root: Path, needed: int, limit: float, about: str) -> None:
     for path in sorted(root.iterdir()):  # which may hold what is none of ours
         if not path.is_dir() or path.is_symlink():
             continue
-        if cut_short := re.fullmatch(rf"\.({_NAME})\.part", path.name):
-            with contextlib.suppress(BlockingIOError), _lock(root, cut_short[1]):
-                shutil.rmtree(path, ignore_errors=True)
+        if partial := re.fullmatch(rf"\.({_NAME})\.part", path.name):
+            try:
+                with _lock(root, partial[1]):
+                    shutil.rmtree(path, ignore_errors=True)  # cut short
+            except BlockingIOError:
+                held[path] = _reserved(path)
         elif re.fullmatch(_NAME, path.name):
-            held[path] = sum(file.stat().st_size for file in path.iterdir())
-    if sum(held.values()) + needed <= limit:
+            held[path] = sum(file.lstat().st_size for file in path.iterdir())
+    taken, free = sum(held.values()), shutil.disk_usage(root).free
+    if taken + needed <= limit and needed <= free:
         return
     lines = [f"{path.name}: {_gb(size)}, {_about(path)}" for path, size in held.items()]
     raise UserError(
-        f"config.cache_limit_gb: {_gb(limit)}; {about} needs {_gb(needed)}, and {root} holds "
-        f"{_gb(sum(held.values()))} in {len(held)} caches:\n  "
+        f"config.cache_limit_gb: {_gb(limit)}; {about} needs {_gb(needed)}; {root}, with "
+        f"{_gb(free)} free on its disk, holds {_gb(taken)} in {len(held)} caches:\n  "
         + "\n  ".join(lines or ["(none)"])
         + "\nRemove folders there, raise the limit, or set config.cache=off."
     )
 
 
+def _reserved(side: Path) -> int:
+    try:
+        return int((side / _NEEDS).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
 def _about(path: Path) -> str:
+    if path.name.startswith("."):
+        return "being written"
     try:
         return str(json.loads((path / _MANIFEST).read_bytes())["about"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except _DAMAGE:
         return "damaged"
 
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.3g} GB"
-
-
-def _side(path: Path) -> Path:
-    return path.parent / f".{path.name}.part"
 
 
 @contextlib.contextmanager

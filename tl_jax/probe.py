@@ -18,6 +18,7 @@ import numpy as np
 
 from tl_jax import (
     cache_choice,
+    config_checks,
     input_pipeline,
     losses,
     optimizer,
@@ -103,42 +104,18 @@ def with_setting(config: Config, chosen: Mapping[str, Any]) -> Config:
 
 
 def check(job: Job) -> None:
-    """Whether there can be a grid.
+    """Whether the network can have a grid; `config_checks.of_probe` asks the configuration.
 
     Raises:
-      UserError: the strategy trains more than the head, nothing could choose, or the seeds or
-        inputs change the features.
+      UserError: the strategy trains more than the head, or the seeds change the features.
     """
-    grid, problem = job.config.probe.grid, ""
+    problem = ""
     if len(job.stages) > 1 or job.plan.training_blocks != (len(job.plan.blocks) - 1,):
         problem = f"{job.plan.strategy} trains more than the head: take linear_probe"
-    elif job.config.freeze.batch_norm != "frozen":
-        problem = f"freeze.batch_norm={job.config.freeze.batch_norm} changes the features"
-    elif "validation" not in job.examples:
-        problem = "validation chooses: set config.data.splits.validation"
-    elif job.config.probe.baselines and "test" not in job.examples:
-        problem = "baselines are judged on test: set config.data.splits.test"
-    elif grid.seed and (drawn := _drawn_by_seed(job)):
-        problem = f"seed: {drawn} would change with it, too"
-    elif len(set(grid.input or ())) > 1:
-        head = job.config.head
-        if head.last_blocks > 1 and "pooled" in (grid.input or ()):
-            problem = "input: of several last_blocks only cls and cls+mean go together"
-        elif head.kind == "mlp" and head.hidden is None:
-            problem = "input: give an MLP that sees several inputs its width, head.hidden"
+    elif job.config.probe.grid.seed and job.plan.trunk == "random":
+        problem = "seed: the random trunk would change with it, too"
     if problem:
         raise UserError(f"config.probe: {problem}")
-
-
-def _drawn_by_seed(job: Job) -> str | None:
-    """What of a run the features depend on that its seed draws."""
-    data = job.config.data
-    if data.views:
-        return "data.views"
-    if data.examples_per_class is not None or data.fraction is not None:
-        name = "fraction" if data.examples_per_class is None else "examples_per_class"
-        return f"the subset of data.{name}"
-    return "the random trunk" if job.plan.trunk == "random" else None
 
 
 def is_possible(job: Job) -> bool:
@@ -146,6 +123,8 @@ def is_possible(job: Job) -> bool:
     try:
         check(job)
     except UserError:
+        return False
+    if config_checks.of_probe(job.config):
         return False
     return bool(cache_choice.choose(job, job.stages[0], needed=True).first)
 

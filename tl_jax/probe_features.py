@@ -38,13 +38,14 @@ def look(
         raise UserError(f"config.probe: needs cached features; {choice.reason}")
     variables = devices.replicate(job.pretrained.variables)
     with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
+        choice = feature_cache.with_room(job, stage, choice, variables, needed=True)
         bar.say(f"cache {choice.kind}: {choice.reason}")
         inputs = feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
     found, head = {"config_hash": key}, config.head.input
     if probe.has_grid(config):
         inputs = feature_cache.on_devices(inputs, devices)
         found |= probe.search(job, inputs, devices)
-        display.console.print(display.grid_table(found))
+        display.console.print(display.grid_table(found, len(job.class_names)))
         head = found["chosen"]["input"]
     inputs = probe.narrowed(inputs, job.pretrained, head, devices)
     if baselines:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tl_jax import (
@@ -12,6 +12,7 @@ from tl_jax import (
     certificate,
     display,
     feature_cache,
+    feature_store,
     figures,
     lora,
     memory,
@@ -91,6 +92,8 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     workdir.check_writable()
     memory.reset_peak()
+    if config.cache == "disk":
+        feature_store.check_folder(config.cache_dir)
     with workdir.lock() if parallel.is_first() else contextlib.nullcontext():
         return _judged(_train(config, workdir, started))
 
@@ -153,12 +156,14 @@ def _fit(
     workdir: WorkDir,
     checkpoints: Checkpoints,
     devices: DataParallel,
-    choices: Sequence[Choice],
+    choices: list[Choice],
     evaluator: Evaluator,
     started: float,
     features: Inputs | None,
 ) -> tuple[MetricsLog, Meter, list[dict[str, Any]]]:
     """Trains to the last step, phase by phase, from the newest checkpoint if there is one.
+
+    `choices` become those that there was room for.
 
     Returns:
       The log, the meter, and each phase's certificate.
@@ -200,6 +205,7 @@ def _fit(
                 inputs = features or meter.aside(
                     _fill, job, stage, choices[number], devices, _variables(state, frozen), bar
                 )
+                choices[number] = inputs.choice
                 meter.filled(inputs.seconds, inputs.compile_seconds)
                 runner = Runner(job, stage, devices, inputs, state, frozen, meter)
             while runner and step < stage.last:
@@ -257,6 +263,7 @@ def _fill(
     variables: Any,
     bar: display.Progress,
 ) -> Inputs:
+    choice = feature_cache.with_room(job, stage, choice, variables)
     bar.say(f"cache {choice.kind}: {choice.reason}")
     return feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
 
