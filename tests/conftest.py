@@ -2,11 +2,15 @@
 
 import os
 
-# LLVM's optimizer takes a third of the suite's time and changes nothing that a test asks for. What
-# `command_line.py` starts compiles as it does for users.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    + os.environ.get("XLA_FLAGS", "")
+import compiler_flags
+
+# What `command_line.py` starts compiles as it does for users.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=8",
+        *compiler_flags.FAST,
+        os.environ.get("XLA_FLAGS", ""),
+    )
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"

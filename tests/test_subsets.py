@@ -8,7 +8,7 @@ import pytest
 from image_fixtures import DIGITS_DIR, DIGITS_SPLITS, noise
 
 from tl_jax import config as config_lib
-from tl_jax import config_files, feature_cache, job, probe, subsets
+from tl_jax import config_files, feature_cache, job, subsets
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
 from tl_jax.workdir import WorkDir
@@ -162,6 +162,5 @@ def test_another_seed_is_another_run(digits_config, tmp_path):
 
 @pytest.mark.parametrize("field", [{"data.examples_per_class": 9}, {"data.fraction": 0.5}])
 def test_a_grid_of_seeds_is_refused(digits_config, field):
-    config = digits_config("resnet_basic", **field, **{"probe.grid.seed": (0, 1)})
     with pytest.raises(UserError, match="seed: the subset of data"):
-        probe.check(job.prepare(config))
+        digits_config("resnet_basic", **field, **{"probe.grid.seed": (0, 1)})
