@@ -40,15 +40,16 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--strategies", nargs="+", default=list(strategies.STRATEGIES))
-    parser.add_argument("--workdir", default="runs/strategies")
+    parser.add_argument("--workdir", help="default: runs/strategies_CONFIG")
     flags, rest = parser.parse_known_args()
     overrides = [tuple(word.removeprefix("--config.").split("=", 1)) for word in rest]
     fields = config_files.load_config(flags.config)
+    workdir = pathlib.Path(flags.workdir or f"runs/strategies_{pathlib.Path(flags.config).stem}")
     rows = []
     for name in flags.strategies:
         chosen = [*overrides, ("freeze.strategy", name), ("control", "None")]
         config = config_files.resolve(fields, chosen)
-        rows.append(row(name, trainer.train(config, pathlib.Path(flags.workdir) / name)))
+        rows.append(row(name, trainer.train(config, workdir / name)))
     print("| strategy | test accuracy | trainable | FLOPs a step / least | training |")
     print("|---|---|---|---|---|")
     for r in rows:
