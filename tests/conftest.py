@@ -7,7 +7,7 @@ import compiler_flags
 # What `command_line.py` starts compiles as it does for users.
 os.environ["XLA_FLAGS"] = " ".join(
     (
-        "--xla_force_host_platform_device_count=8",
+        compiler_flags.DEVICES,
         *compiler_flags.FAST,
         os.environ.get("XLA_FLAGS", ""),
     )
