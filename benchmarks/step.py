@@ -1,13 +1,16 @@
 """The training step: time, memory and FLOPs, by strategy, by depth of the boundary, by image size.
 
     python benchmarks/step.py --config CONFIG [--vary strategy | depth | image_size] \
-        [--values a b …] [--torch eager compile] [--config.FIELD=VALUE …]
+        [--values a b …] [--torch eager compile] [--peak TFLOPS] [--config.FIELD=VALUE …]
 
 Times one step on one device, preprocessed images in its memory: median of `--calls` after the
 first. Beside it stand XLA's own count of FLOPs, the least that the step needs (`tl_jax.costs`; the
 law that the time should follow), and the bytes that the compiled program holds at once. With
 `--torch`, the same step by PyTorch and transformers (the same parameters trainable, channels last,
-eval mode as BatchNorm is frozen, SGD with momentum): needs torch. Prints a table and JSON lines.
+eval mode as BatchNorm is frozen, SGD with momentum; on a GPU under autocast where `model.dtype` is
+bfloat16, in TensorFloat-32 where `model.precision` says so): needs torch. With `--peak`, the chip's
+own in the dtype that is used, the table gives the share of it that the least FLOPs come to. Prints
+a table and JSON lines.
 """
 
 import argparse
@@ -121,8 +124,15 @@ def pytorch(run, stage, calls, mode):
     import transformers
 
     torch.manual_seed(0)
-    family = run.pretrained.family
+    torch.compiler.reset()
+    family, dtype = run.pretrained.family, run.config.model.dtype
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        fast = run.config.model.precision == "tensorfloat32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
+        torch.backends.cudnn.benchmark = True
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     model = transformers.AutoModelForImageClassification.from_pretrained(
         run.pretrained.checkpoint.folder,
         num_labels=len(run.class_names),
@@ -147,7 +157,9 @@ def pytorch(run, stage, calls, mode):
     y = torch.from_numpy(batch["label"]).long().to(device)
 
     def call():
-        loss = torch.nn.functional.cross_entropy(network(x, **sized).logits, y)
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            logits = network(x, **sized).logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -165,6 +177,7 @@ def main():
     parser.add_argument("--values", nargs="+")
     parser.add_argument("--torch", nargs="+", choices=("eager", "compile"), default=[])
     parser.add_argument("--calls", type=int, default=7)
+    parser.add_argument("--peak", type=float, help="of the chip in this dtype, TFLOP/s")
     flags, rest = parser.parse_known_args()
     overrides = [tuple(word.removeprefix("--config.").split("=", 1)) for word in rest]
     rows = []
@@ -192,17 +205,20 @@ def main():
             rows.append(row)
             print(json.dumps(row), flush=True)
     modes = "".join(f" {mode} PyTorch / ours |" for mode in flags.torch)
-    print(f"| {flags.vary} | phase | images/s | GFLOP | × least | GFLOP/s | MB |{modes}")
-    print("|---|---|---|---|---|---|---|" + "---|" * len(flags.torch))
+    peak = "" if flags.peak is None else " of the peak |"
+    print(f"| {flags.vary} | phase | images/s | GFLOP | × least | GFLOP/s |{peak} MB |{modes}")
+    print("|---|---|---|---|---|---|---|" + "---|" * (len(flags.torch) + bool(peak)))
     for r in rows:
         ratios = "".join(
             f" {r[key] / r['seconds']:.2f} |" if (key := f"torch_{mode}_seconds") in r else " – |"
             for mode in flags.torch
         )
+        rate = r["flops_minimum"] / r["seconds"]
+        share = f" {rate / flags.peak / 1e12:.1%} |" if peak else ""
         print(
             f"| {r['case']} | {r['phase']} | {r['images_per_second']:.0f} | "
             f"{r['flops'] / 1e9:.1f} | {r['flops'] / r['flops_minimum']:.3f} | "
-            f"{r['flops_minimum'] / r['seconds'] / 1e9:.0f} | {r['bytes'] / 1e6:.0f} |{ratios}"
+            f"{rate / 1e9:.0f} |{share} {r['bytes'] / 1e6:.0f} |{ratios}"
         )
 
 

@@ -6,9 +6,9 @@
 The same network, images, resolution, batch size and machine in one run; compilation and the
 reading of files are left out, and reported apart. `torch` is the usual loop: transformers' model
 with a frozen trunk (`requires_grad=False`, eval mode, the trunk under `no_grad`), channels last,
-its images preprocessed before the clock starts. `scikit-learn` fits a logistic regression on
-features that were extracted by ours. Needs torch, transformers and scikit-learn. Prints a table
-and JSON lines.
+its images preprocessed, and on the GPU where there is one, before the clock starts; under autocast
+where `model.dtype` is bfloat16. `scikit-learn` fits a logistic regression on features that were
+extracted by ours. Needs torch, transformers and scikit-learn. Prints a table and JSON lines.
 """
 
 import argparse
@@ -50,6 +50,7 @@ def forward(run, images):
     features = jax.jit(lambda below, x: prefix.apply(module, stage.plan, below, x))
     size = run.config.data.batch_size
     parts = [images[start : start + size] for start in range(0, len(images), size)]
+    parts = jax.device_put(parts)
     jax.block_until_ready([features(below, part) for part in {len(p): p for p in parts}.values()])
     start = time.perf_counter()
     found = [np.asarray(features(below, part)) for part in parts]
@@ -82,12 +83,13 @@ def pytorch(run, images, labels, epochs):
         num_labels=len(run.class_names),
         ignore_mismatched_sizes=True,
     )
-    trunk = model.base_model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    head = model.classifier
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", config.model.dtype
+    model = model.to(device, memory_format=torch.channels_last)
+    trunk, head = model.base_model.eval().requires_grad_(False), model.classifier
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    y = torch.from_numpy(labels).long()
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # the images' memory is NHWC
+    y = torch.from_numpy(labels).long().to(device)
     optimizer = torch.optim.SGD(
         head.parameters(), config.optimizer.learning_rate, momentum=config.optimizer.momentum
     )
@@ -97,24 +99,25 @@ def pytorch(run, images, labels, epochs):
     sized = {"interpolate_pos_encoding": True} if vit else {}
 
     def step(rows):
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, getattr(torch, dtype), dtype != "float32"):
             out = trunk(x[rows], **sized)
             features = out.last_hidden_state[:, 0] if vit else out.pooler_output
-        loss = torch.nn.functional.cross_entropy(head(features), y[rows])
+        loss = torch.nn.functional.cross_entropy(head(features.float()), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         return loss
 
-    step(torch.arange(size))  # warms its caches up
+    float(step(torch.arange(size)))  # warms its caches up
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
         for number in range(steps):
             loss = step(order[number * size : (number + 1) * size])
-    return {"seconds": time.perf_counter() - start, "loss": float(loss)}
+    loss = float(loss)  # waits for a GPU
+    return {"seconds": time.perf_counter() - start, "loss": loss}
 
 
 def scikit_learn(features, labels):
