@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import tl_jax
-from tl_jax import depth_map, freezing, param_tree, prefix
+from tl_jax import depth_map, freezing, layer_forms, param_tree, prefix
 from tl_jax.config import Freeze
 
 SETTINGS = {
@@ -63,7 +63,7 @@ def main():
 
         @jax.jit
         def evaluated(variables, images, network=network):
-            with prefix.products():
+            with layer_forms.suited():
                 return network.module.apply(variables, images, last=-1)
 
         took = seconds(features, variables, images)

@@ -22,7 +22,7 @@ import time
 import jax
 import numpy as np
 
-from tl_jax import config_files, job, prefix, stages, strategies
+from tl_jax import config_files, job, layer_forms, prefix, stages, strategies
 from tl_jax import train_step as steps
 from tl_jax.step_cost import step_cost
 
@@ -89,7 +89,7 @@ def ours(run, stage, calls):
     loss = steps.make_loss(run.pretrained.module, stage.plan, first=first)
 
     def on_backend(*args):
-        with prefix.products():
+        with layer_forms.suited():
             return loss(*args)
 
     step = steps.make_train_step(on_backend, stage.optimizer, lambda b, keys: b["x"])

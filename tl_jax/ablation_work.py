@@ -93,7 +93,7 @@ def speed(config_file: str, overrides: Overrides) -> float:
     import jax
     import jax.numpy as jnp
 
-    from tl_jax import costs, job, prefix
+    from tl_jax import costs, job, layer_forms
 
     network = job.prepare(config).pretrained
     height, width = network.preprocessing.output_size
@@ -102,7 +102,7 @@ def speed(config_file: str, overrides: Overrides) -> float:
 
     @jax.jit
     def forward(variables, images):
-        with prefix.products():
+        with layer_forms.suited():
             return network.module.apply(variables, images)
 
     jax.block_until_ready(forward(network.variables, images))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import depth_map, param_tree, prefix
+from tl_jax import depth_map, layer_forms, param_tree
 from tl_jax.pretrained import Pretrained
 
 # Values of an image's activations that are compared one by one; where there are more, means over
@@ -148,7 +148,7 @@ def _advance(
 @functools.lru_cache(maxsize=4096)
 def _compiled(module: Any, index: int) -> Callable:
     def run(variables, x):
-        with prefix.products():
+        with layer_forms.suited():
             return module.apply(variables, x, first=index, last=index + 1)
 
     return jax.jit(run)

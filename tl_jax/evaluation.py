@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import losses, prefix
+from tl_jax import layer_forms, losses
 
 
 @dataclasses.dataclass
@@ -89,7 +89,7 @@ def make_eval_step(classify: Callable, num_classes: int, axis_name: str | None =
     """
 
     def eval_step(variables, batch):
-        with prefix.products():
+        with layer_forms.suited():
             logits = classify(variables, batch)
         real = batch["mask"] > 0
         label, prediction = batch["label"], logits.argmax(-1).astype(jnp.int32)

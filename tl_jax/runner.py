@@ -7,7 +7,16 @@ import grain
 import jax
 import numpy as np
 
-from tl_jax import certificate, input_pipeline, parallel, param_tree, prefix, sharing, stages
+from tl_jax import (
+    certificate,
+    input_pipeline,
+    layer_forms,
+    parallel,
+    param_tree,
+    prefix,
+    sharing,
+    stages,
+)
 from tl_jax import train_step as steps
 from tl_jax.errors import RunFailed
 from tl_jax.feature_cache import Inputs
@@ -187,7 +196,7 @@ def train_step(job: Job, stage: Stage, first: int, axis_name: str | None) -> Cal
         config.label_smoothing,
         first,
         rematerialise=config.rematerialise,
-        form=prefix.products,
+        form=layer_forms.suited,
     )
     return steps.make_train_step(
         loss,

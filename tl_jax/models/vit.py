@@ -140,10 +140,15 @@ class SelfAttention(nn.Module):
             project(y).reshape(*y.shape[:2], self.options.num_attention_heads, -1)
             for project, y in ((self.query, read), (self.key, x), (self.value, x))
         )
+        return self.attend(query, key, value, keys).reshape(read.shape)
+
+    def attend(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, keys: jax.Array | None
+    ) -> jax.Array:
+        """query [N, tokens, heads, d], key and value [N, T, heads, d] → as query."""
         scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * query.shape[-1] ** -0.5
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
-        attended = jnp.einsum("nhqk,nkhd->nqhd", self.dropout(weights, keys), value)
-        return attended.reshape(read.shape)
+        return jnp.einsum("nhqk,nkhd->nqhd", self.dropout(weights, keys), value)
 
 
 class Output(nn.Module):
