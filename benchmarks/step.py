@@ -89,7 +89,7 @@ def ours(run, stage, calls):
     loss = steps.make_loss(run.pretrained.module, stage.plan, first=first)
 
     def on_backend(*args):
-        with layer_forms.suited():
+        with layer_forms.suited(differentiated=True):
             return loss(*args)
 
     step = steps.make_train_step(on_backend, stage.optimizer, lambda b, keys: b["x"])

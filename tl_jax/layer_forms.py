@@ -8,7 +8,8 @@ The models know nothing of it: their layers are intercepted. FLOPs are counted o
 - On a GPU a convolution with a stride over few channels (a ResNet's stem) is one without a stride
   over stride × stride blocks of pixels as channels, which fill its matrix units.
 - On a GPU attention in half precision is cuDNN's, which keeps no scores in memory (FlashAttention,
-  https://arxiv.org/abs/2205.14135).
+  https://arxiv.org/abs/2205.14135), where nothing is differentiated: JAX refuses its gradient for
+  odd numbers of tokens, which a class token makes.
 """
 
 import contextlib
@@ -22,12 +23,13 @@ _WIDE = 48  # output channels from which XLA's convolution on a CPU rounds all i
 _NARROW = 4  # channels up to which blocks of pixels pay on a GPU
 
 
-def suited(*, alike: bool = False) -> contextlib.AbstractContextManager:
+def suited(*, differentiated: bool = False) -> contextlib.AbstractContextManager:
     """A context in which layers are computed in the form that suits `jax.default_backend()`.
 
     Args:
-      alike: whether each image must come out alike, bit for bit, at every place in a batch. On a
-        CPU it does, but for convolutions of fewer than 48 channels by Eigen: so many they become.
+      differentiated: whether gradients go through them. Where none do, an image comes out alike,
+        bit for bit, at every place in a batch on a CPU: XLA's convolution there (Eigen's) rounds by
+        place where it has few output channels, and is given more.
     """
     backend = jax.default_backend()
     if backend not in ("cpu", "gpu"):
@@ -36,8 +38,8 @@ def suited(*, alike: bool = False) -> contextlib.AbstractContextManager:
     def intercept(call, args, kwargs, context):
         layer, found = context.module, None
         if context.method_name == "__call__" and isinstance(layer, nn.Conv):
-            found = _convolution(layer, *args, backend=backend, alike=alike)
-        elif context.method_name == "attend" and backend == "gpu":
+            found = _convolution(layer, *args, backend=backend, alike=not differentiated)
+        elif context.method_name == "attend" and backend == "gpu" and not differentiated:
             found = _attention(layer, *args)
         return call(*args, **kwargs) if found is None else found
 

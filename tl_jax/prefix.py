@@ -78,5 +78,5 @@ def apply(module: nn.Module, plan: Plan, prefix: Mapping[str, Any], images: jax.
             return jnp.add(args[0], shifts[path])
         return call(*args, **kwargs)
 
-    with layer_forms.suited(alike=True), nn.intercept_methods(intercept):
+    with layer_forms.suited(), nn.intercept_methods(intercept):
         return module.apply({"params": prefix["params"]}, images, last=plan.boundary)

@@ -1,5 +1,6 @@
 """The steps of a phase on its devices: one a call, or many in one program."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -196,7 +197,7 @@ def train_step(job: Job, stage: Stage, first: int, axis_name: str | None) -> Cal
         config.label_smoothing,
         first,
         rematerialise=config.rematerialise,
-        form=layer_forms.suited,
+        form=functools.partial(layer_forms.suited, differentiated=True),
     )
     return steps.make_train_step(
         loss,
