@@ -7,24 +7,35 @@ runs in another process (`as_users`), and `.ci/run` repeats all tests of bits wi
 
 import concurrent.futures
 import contextlib
-import importlib.util
 import multiprocessing
 import os
-import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 
-def _known(flag: str) -> bool:
-    """Whether the installed jaxlib has it: an unknown flag ends the process."""
-    package = importlib.util.find_spec("jaxlib")
-    assert package is not None and package.origin is not None
-    name = flag.lstrip("-").partition("=")[0].encode()
-    libraries = pathlib.Path(package.origin).parent.glob("*.so")
-    return any(name in library.read_bytes() for library in libraries)
+def _known(flags: tuple[str, ...]) -> bool:
+    """Whether the installed XLA takes them: an unknown flag ends the process."""
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    start = [sys.executable, "-c", "import jax; jax.devices()"]
+    return not subprocess.run(start, env=environment, capture_output=True).returncode
 
 
-_FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
-FAST = () if "TL_JAX_TESTS_AS_USERS" in os.environ else tuple(filter(_known, _FLAGS))
+def _fast() -> tuple[str, ...]:
+    """The flags that the installed XLA takes; asked once, pytest's other processes inherit it."""
+    if "TL_JAX_TESTS_AS_USERS" in os.environ:
+        return ()
+    if "TL_JAX_TESTS_FLAGS" not in os.environ:
+        level, emitters = (
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false",
+        )
+        found = (level, emitters) if _known((level, emitters)) else (level,)
+        os.environ["TL_JAX_TESTS_FLAGS"] = " ".join(found)
+    return tuple(os.environ["TL_JAX_TESTS_FLAGS"].split())
+
+
+FAST = _fast()
 DEVICES = "--xla_force_host_platform_device_count=8"
 
 

@@ -102,6 +102,7 @@ def test_answers_cut_short_are_no_result(finished, tmp_path):
     assert [row["status"] for row in found] == ["failed"] + ["finished"] * (len(found) - 1)
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_mended_or_named_and_stops_no_other_cell(finished, tmp_path):
     config, whole = finished
     workdir = tmp_path / whole.name
@@ -161,6 +162,7 @@ def progress(workdir):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_table(finished, tmp_path):
     config, workdir = finished
     chance, whole, cut = random.Random(0), progress(workdir), tmp_path / "cut"

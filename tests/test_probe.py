@@ -67,7 +67,7 @@ def searched(config):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        (
+        pytest.param(
             "resnet_bottleneck",
             {
                 "head.init": "normal",
@@ -75,6 +75,7 @@ def searched(config):
                 "probe.grid.learning_rate": (0.05, 1.0),
                 "probe.grid.weight_decay": (0.0, 0.3),
             },
+            marks=pytest.mark.slow,
         ),
         (
             "vit_smaller",

@@ -31,7 +31,11 @@ OTHER = {
     ("kind", "fields"),
     [
         ("pmap", {"cache": "device"}),  # an epoch as one program
-        ("shard_map", {"cache": "off", "data.augmentation": "flip"}),
+        pytest.param(
+            "shard_map",
+            {"cache": "off", "data.augmentation": "flip"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_seed_rate_and_length_share_every_program(

@@ -30,7 +30,9 @@ RUNS = {  # one after the other; what they may share, and what they may not
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("resnet_basic", marks=pytest.mark.slow), "vit_smaller"]
+)
 def test_runs_that_share_programs_end_as_those_that_do_not(digits_config, tmp_path, name):
     shelf = sharing.Shelf(0, 1000)
     for number, fields in enumerate(RUNS[name]):

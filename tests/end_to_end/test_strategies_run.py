@@ -49,7 +49,15 @@ def shared_programs():
 
 
 @pytest.mark.usefixtures("shared_programs")
-@pytest.mark.parametrize("strategy", RUNS)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "gradual_unfreezing",
+        "linear_probe",
+        pytest.param("wise_ft", marks=pytest.mark.slow),
+        pytest.param("lora", marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_in_any_phase_and_between_them(digits_config, strategy, tmp_path, monkeypatch):
     options, cuts = RUNS[strategy]
     fields = {"freeze.strategy": strategy, **options, **ADAM, "train.epochs": 3}

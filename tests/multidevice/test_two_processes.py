@@ -74,7 +74,7 @@ def whole(config, tmp_path_factory):
     return command_line.results(path)
 
 
-@pytest.fixture(scope="module", params=["pmap", "shard_map"])
+@pytest.fixture(scope="module", params=["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def together(config, tmp_path_factory, request):
     """The work directory of two processes, the kind of parallelism, and what they said."""
     path = tmp_path_factory.mktemp(request.param) / "run"
@@ -105,6 +105,7 @@ def test_only_the_first_speaks(together):
     assert not [line for line in lines if line.strip() and "peer ranks" not in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", ["shard_map"], indirect=True)  # whose state is global
 def test_they_resume(together, tmp_path):
     path, arguments, _ = together
@@ -125,6 +126,7 @@ def test_both_leave_when_the_work_directory_cannot_be_used(config, tmp_path):
         assert "cannot be written: Not a directory" in complained and "Traceback" not in complained
 
 
+@pytest.mark.slow
 def test_they_share_a_cache_on_disk(config, tmp_path):
     """The first writes what both computed; one process with as many devices finds it there."""
     fields = {"freeze.strategy": "linear_probe", "freeze.batch_norm": "frozen", "cache": "disk"}

@@ -132,6 +132,7 @@ def test_nothing_can_be_loaded(sample):
         assert not any(name.startswith("on") for name in attrs)
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(tmp_path):
     results = full_sweep(("linear_probe",), settings=("10",), n=50)
     for name in ("one", "two"):
