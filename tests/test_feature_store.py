@@ -6,12 +6,14 @@ import os
 import shutil
 import threading
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tl_jax import feature_store
 from tl_jax.errors import UserError
@@ -150,6 +152,93 @@ def test_a_torn_cache_is_made_again(tmp_path, damage, caplog):
     check(store(tmp_path, never))
     if damage == "link":
         assert (tmp_path / "elsewhere" / "file").read_text() == "precious"
+
+
+def test_another_cache_under_its_name_is_made_again(tmp_path, caplog):
+    """Whole, with right checksums, and of other rows."""
+    store(tmp_path)
+    other = {"weights": "others", "boundary": 3}
+    store(tmp_path, key=other)
+    shutil.rmtree(tmp_path / feature_store.name_of(KEY))
+    (tmp_path / feature_store.name_of(other)).rename(tmp_path / feature_store.name_of(KEY))
+    check(store(tmp_path))
+    assert "another cache's" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "leaves", "labels", "shards"])
+def test_a_cache_of_other_shapes_is_made_again(tmp_path, change, caplog):
+    """Whoever wrote it: its checksums are right."""
+    rows, first, second = LAYOUT.rows, *leaves()
+    labels = LABELS[:EXAMPLES]
+    shards = [[first, second]]
+    if change == "dtype":
+        shards = [[first.astype(np.float16), second]]
+    elif change == "shape":
+        shards = [[first[:, :2], second]]
+    elif change == "leaves":
+        shards = [[first, second, first]]
+    elif change == "labels":
+        labels = labels.astype(np.float32)
+    else:
+        shards = [[first[:3], second[:3]], [first[3:], second[3:]]]
+    path = tmp_path / feature_store.name_of(KEY)
+    path.mkdir()
+    files = {}
+    parts = [{str(i): leaf for i, leaf in enumerate(shard)} for shard in shards]
+    for name, tensors in [
+        *((f"{number:05d}.safetensors", part) for number, part in enumerate(parts)),
+        ("labels.safetensors", {"labels": labels}),
+    ]:
+        content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+        (path / name).write_bytes(content)
+        files[name] = {"bytes": len(content), "crc32": zlib.crc32(content)}
+    (path / "manifest.json").write_text(json.dumps({"about": "", "key": KEY, "files": files}))
+    assert sum(len(shard[0]) for shard in shards) == rows
+    check(store(tmp_path))
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", [f"{feature_store.name_of(KEY)}.lock", ".tl_jax_room.lock"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused(tmp_path, name, kind):
+    """A link would lead out of the folder, a pipe would be waited for."""
+    folder, precious = tmp_path / "cache", tmp_path / "precious"
+    folder.mkdir()
+    precious.write_text("precious")
+    if kind == "link":
+        (folder / name).symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        store(folder, never)
+    assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "00000.safetensors"])
+def test_a_pipe_in_a_cache_is_damage(tmp_path, name, caplog):
+    store(tmp_path)
+    file = tmp_path / feature_store.name_of(KEY) / name
+    file.unlink()
+    os.mkfifo(file)
+    check(store(tmp_path))
+    assert "damaged" in caplog.text
+
+
+def test_a_cache_names_no_file_outside(tmp_path, caplog):
+    store(tmp_path)
+    path = tmp_path / feature_store.name_of(KEY)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../elsewhere"] = {"bytes": 0, "crc32": 0}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    check(store(tmp_path))
+    assert "no file of a cache" in caplog.text
+
+
+def test_a_folder_of_nobody(tmp_path):
+    with pytest.raises(UserError, match="there is no such user"):
+        store("~nosuchuser/cache", never)
 
 
 def test_it_says_what_it_holds_and_refuses_beyond(tmp_path):

@@ -178,7 +178,7 @@ def test_grids_that_cannot_be(digits_config, tmp_path, fields, words):
 def test_values_that_are_none(digits_config):
     wrong = {
         "probe.grid.learning_rate": (0.1, 0.1),
-        "probe.grid.weight_decay": (-1.0,),
+        "probe.grid.weight_decay": (0.0, 1e300),
         "probe.grid.seed": (),
         "probe.grid.input": ("cls", "head"),
         "probe.baselines": ("svm",),

@@ -133,6 +133,15 @@ def test_a_resumed_run_ends_bit_for_bit_alike(finished, tmp_path, monkeypatch, c
     assert deterministic(tmp_path) == deterministic(path)
 
 
+@pytest.mark.parametrize("cache", ["device", "host"])
+def test_an_epoch_may_be_one_step(digits_config, tmp_path, cache):
+    fields = {"data.splits.train": "train[:48]", "data.batch_size": 32, "train.epochs": 3}
+    config = digits_config("vit_smaller", **{**fields, "cache": cache})
+    assert trainer.train(config, tmp_path)["freeze"]["certificate"]["ok"]
+    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [r["step"] for r in records if r["split"] == "epoch"] == [1, 2, 3]
+
+
 def test_a_changed_trunk_is_refused(finished, network, tmp_path, monkeypatch):
     _path, config, _ = finished
     folder = tmp_path / "weights"

@@ -156,14 +156,17 @@ def of_probe(config: Config) -> list[str]:
 _GRID_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda x: _is_real(x) and x > 0, "numbers above 0"),
     "weight_decay": (lambda x: _is_real(x) and x >= 0, "numbers from 0"),
-    "seed": (lambda x: type(x) is int and 0 <= x < 2**31, "whole numbers from 0"),
+    "seed": (lambda x: type(x) is int and 0 <= x < 2**31, "whole numbers from 0 to 2,147,483,647"),
     "input": (lambda x: x in ("default", "pooled", "cls", "cls+mean"), "words of head.input"),
 }
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _BASELINES = ("logistic_regression", "nearest_neighbours")
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float32, in which heads are trained, can hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= _FLOAT32_MAX  # false of nan
 
 
 def _probe_problems(config: Config) -> list[str]:
@@ -174,6 +177,8 @@ def _probe_problems(config: Config) -> list[str]:
             continue
         if not values or not all(map(fits, values)) or len(set(values)) < len(values):
             problems.append(f"config.probe.grid.{name}: {values!r}: give {what}, each once")
+    if len(set(config.probe.baselines)) < len(config.probe.baselines):
+        problems.append(f"config.probe.baselines: {config.probe.baselines!r}: give each once")
     for name in config.probe.baselines:
         if name not in _BASELINES:
             problems.append(f"config.probe.baselines: {name!r} is none of {', '.join(_BASELINES)}")

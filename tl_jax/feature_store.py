@@ -9,6 +9,7 @@ wait.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,9 +34,10 @@ from tl_jax.input_pipeline import Indices
 SHARD_BYTES = 64 * 2**20
 _NAME = "[0-9a-f]{32}"  # of a cache's folder
 _MANIFEST, _LABELS = "manifest.json", "labels.safetensors"
+_SHARD = r"[0-9]{5,}\.safetensors"  # of a shard's file
 _NEEDS = "needs"  # bytes that a cache in the making will hold
 _ROOM = ".tl_jax_room"  # the lock under which room is counted and reserved
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 log = logging.getLogger(__name__)
 
 Leaves = Sequence[np.ndarray]
@@ -212,7 +215,7 @@ def check_room(
     Raises:
       UserError: they would not fit into the limit or on the disk, or the folder cannot be used.
     """
-    root = Path(folder).expanduser()
+    root = _root(folder)
     missing = [layout.nbytes for key, layout in caches if not (root / name_of(key)).exists()]
     if missing:
         with _usable(folder) as root, _lock(root, _ROOM, "what room there is"):
@@ -222,15 +225,23 @@ def check_room(
 @contextlib.contextmanager
 def _usable(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """The folder of all caches, there; what the disk refuses in it is the user's error."""
-    root = Path(folder).expanduser()
+    root = _root(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
         yield root
     except OSError as error:
+        which = f" ({error.filename})" if error.filename and error.filename != str(root) else ""
         raise UserError(
-            f"config.cache_dir: the cache in {root} cannot be written: {error.strerror or error}. "
-            "Name another folder, or set config.cache=off."
+            f"config.cache_dir: the cache in {root} cannot be written: "
+            f"{error.strerror or error}{which}. Name another folder, or set config.cache=off."
         ) from error
+
+
+def _root(folder: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"config.cache_dir: {folder}: there is no such user") from error
 
 
 def name_of(key: Mapping[str, Any]) -> str:
@@ -242,13 +253,17 @@ def find(
     folder: str | os.PathLike[str], key: Mapping[str, Any], layout: Layout
 ) -> ActivationRows | None:
     """The rows of a cache that is there and whole, memory-mapped; else None."""
-    path = Path(folder).expanduser() / name_of(key)
+    path = _root(folder) / name_of(key)
     if not path.exists():
         return None
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json.loads(_regular(path / _MANIFEST).read_bytes())
+        if manifest["key"] != json.loads(json.dumps(key)):
+            raise ValueError("it is another cache's")
         for name, facts in manifest["files"].items():
-            content = np.memmap(path / name, np.uint8, "r")
+            if name != _LABELS and not re.fullmatch(_SHARD, name):
+                raise ValueError(f"{name!r} is no file of a cache")
+            content = np.memmap(_regular(path / name), np.uint8, "r")
             if content.size != facts["bytes"] or zlib.crc32(content.data) != facts["crc32"]:
                 raise ValueError(f"{name} is not as it was written")
         names = sorted(manifest["files"].keys() - {_LABELS})
@@ -257,15 +272,42 @@ def find(
             tensors = tensor_files.read_safetensors(path / name)
             shards.append([tensors[str(i)].read() for i in range(len(tensors))])
         labels = tensor_files.read_safetensors(path / _LABELS)["labels"].read()
-        fits = sum(len(shard[0]) for shard in shards) == layout.rows
-        if not fits or len(labels) != layout.examples:
-            raise ValueError("it holds other rows")
+        _check_rows(layout, shards, labels)
     except (*_DAMAGE, UserError) as error:
         log.warning("the cache %s is damaged (%s): making it again", path, error)
         return None
     with contextlib.suppress(OSError):  # it is another user's
         os.utime(path)
     return ActivationRows(layout.name, shards, layout.structure, labels)
+
+
+def _regular(path: Path) -> Path:
+    """The path of a file in a cache, which is neither a link out of it nor a pipe."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError(f"{path.name} is no file")
+    return path
+
+
+def _check_rows(layout: Layout, shards: Sequence[Leaves], labels: np.ndarray) -> None:
+    """What a cache holds has the shapes and dtypes that were asked for.
+
+    Raises:
+      ValueError: it has not.
+    """
+    wanted = [(x.shape[1:], x.dtype) for x in jax.tree.leaves(layout.shapes)]
+    held, full = 0, len(shards[0][0])
+    for number, shard in enumerate(shards):
+        rows, last = len(shard[0]), number == len(shards) - 1
+        found = [(leaf.shape[1:], leaf.dtype) for leaf in shard]
+        alike = all(len(leaf) == rows for leaf in shard) and (
+            rows == full or (last and rows < full)
+        )
+        if found != wanted or not alike:
+            raise ValueError("it holds activations of other shapes")
+        held += rows
+    labelled = labels.shape == (layout.examples,) and labels.dtype == np.int32
+    if held != layout.rows or not labelled:
+        raise ValueError("it holds other rows")
 
 
 def _remove(path: Path) -> None:
@@ -384,7 +426,13 @@ def _lock(root: Path, name: str, about: str | None = None) -> Iterator[None]:
     Raises:
       BlockingIOError: another process holds it, and nothing is said `about` what to wait for.
     """
-    with (root / f"{name}.lock").open("w") as file:
+    path = root / f"{name}.lock"
+    # In a folder that others can write to, a lock could be a link to a file of ours, or a pipe.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.open(path, flags, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "a lock that is no file", str(path))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -393,3 +441,5 @@ def _lock(root: Path, name: str, about: str | None = None) -> Iterator[None]:
             log.warning("waiting for another process, which computes %s", about)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(file)

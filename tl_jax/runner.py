@@ -70,7 +70,7 @@ class Runner:
         self._held, self._below = devices.replicate(frozen), below
         self._before = certificate.sha256(below)
         together = self._resident is not None and loops(stage.plan, inputs.choice.first)
-        self.longest = job.steps_per_epoch if together else 1
+        self.longest, self._together = job.steps_per_epoch if together else 1, together
         self._run, self._look_up, self._run_below = sharing.programs_of(
             job,
             stage,
@@ -95,7 +95,7 @@ class Runner:
 
     def advance(self, state: TrainState, step: int, stop: int) -> TrainState:
         """The state after `stop` steps, from that after `step`; at most `longest` more."""
-        if self.longest > 1:
+        if self._together:
             return self._advance_together(state, step, stop - step)
         if self._resident is None:
             batch = self._meter.next_batch(self._batches)

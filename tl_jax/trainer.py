@@ -53,7 +53,12 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
         probe.check(job_lib.prepare(probe.widened(config)))
     job = job_lib.prepare(config)
     description = job.describe_plan()
-    choices = [cache_choice.choose(job, stage) for stage in job.stages]
+    choices = [
+        feature_cache.with_room(
+            job, stage, cache_choice.choose(job, stage), job.pretrained.variables
+        )
+        for stage in job.stages
+    ]
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
     for stage, choice in zip(job.stages, choices, strict=True):
