@@ -80,6 +80,28 @@ def test_heads_are_searched_as_one_program_and_agree_with_lone_runs(finished):
     assert alone["metrics"]["validation"]["loss"] == pytest.approx(chosen["loss"], abs=1e-5)
 
 
+def test_a_card_says_how_its_cell_is_made_again(finished):
+    _, workdir = finished
+    row = ablation_example.rows(workdir)[0]
+    assert row["command"] in (workdir / row["workdir"] / "export" / "README.md").read_text()
+
+
+def test_a_finished_sweep_may_get_more_seeds(finished, network, tmp_path, capsys):
+    _, whole = finished
+    workdir = tmp_path / whole.name
+    shutil.copytree(whole, workdir)
+    axes = (ablation_example.AXES[0], ("seed", (0, 1, 2)))
+    config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
+    stamps = {p: os.stat(p).st_mtime_ns for p in workdir.glob("cells/*/summary.json")}
+    assert start(config, workdir) == 0
+    assert {p: os.stat(p).st_mtime_ns for p in stamps} == stamps
+    assert len(ablation_example.rows(workdir)) == 6
+    axes = (ablation_example.AXES[0], ("seed", (3, 0, 1, 2)))  # whose first was not searched with
+    config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
+    assert start(config, workdir) == 2
+    assert "was searched with another" in capsys.readouterr().err
+
+
 def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):
     config, workdir = finished
     before = ablation_example.rows(workdir)
@@ -96,8 +118,15 @@ def test_answers_cut_short_are_no_result(finished, tmp_path):
     shutil.copytree(whole, workdir)
     damaged = ablation_example.rows(workdir)[0]
     answers = workdir / damaged["workdir"] / "predictions_test.csv"
-    answers.write_bytes(answers.read_bytes()[:200])
-    assert start(config, workdir) == 1
+    content = answers.read_text()
+    header, *lines = content.splitlines()
+    right = [
+        ",".join([i, label, label, *rest]) for i, label, _, *rest in (r.split(",") for r in lines)
+    ]
+    for damage in (content[:200], "\n".join([header, *right, ""])):  # cut short; all of them right
+        assert damage != content
+        answers.write_text(damage)
+        assert start(config, workdir) == 1
     found = ablation_example.rows(workdir)
     assert [row["status"] for row in found] == ["failed"] + ["finished"] * (len(found) - 1)
 

@@ -1,5 +1,7 @@
 """The `ablate` section: axes, how they combine, and what is wrong with it."""
 
+import sys
+
 import pytest
 
 from tl_jax import ablation_config
@@ -79,6 +81,16 @@ def test_the_command_line_changes_the_section_and_all_cells():
     assert ("train.epochs", "3") in sweep.cells[0].overrides
 
 
+def test_an_override_without_effect_is_refused():
+    axes = (("seed", (0, 1)), ("s", ({"freeze.strategy": "full"},)))
+    for name, text, said in (
+        ("seed", "3", "as the axis seed sets it"),
+        ("freeze.strategy", "bitfit", "as the axis s sets it"),
+        ("optimizer.learning_rate", "0.2", "learning_rates are tried"),
+    ):
+        refused(f"config.{name}", said, overrides=((name, text),), axes=axes, learning_rates=(1.0,))
+
+
 def test_a_value_may_bring_its_own_learning_rates():
     low = {"freeze.strategy": "full", "learning_rates": (0.001, 0.01)}
     sweep = read(axes=(("s", strategies("linear_probe", low)),), learning_rates=(0.1, 1.0))
@@ -134,6 +146,24 @@ def test_names_are_safe_in_paths():
         (
             {"axes": (("optimizer.learning_rate", (0.1,)),), "learning_rates": (1.0,)},
             ["without effect"],
+        ),
+        ({"axes": ((None, (0, 1)),)}, ["None is no axis's name"]),
+        ({"axes": (("s", ({3: "full"},)),)}, ["s: 3 is no name"]),
+        ({"axes": (("s", ({"name": 7, "seed": 1},)),)}, ["s: 7 is no name"]),
+        ({"axes": (("seed", (0, 1)),), "keep": sys.exit}, ["ablate.keep fails", "SystemExit"]),
+        (
+            {"axes": (("seed", (0,)),), "measure": {"shifts": ("contrast",), "severities": ()}},
+            ["measure.severities"],
+        ),
+        (
+            {
+                "axes": (
+                    ("s", ({"freeze.strategy": "full", "learning_rates": (0.1,)},)),
+                    ("t", ({"train.epochs": 2, "learning_rates": (0.2,)},)),
+                ),
+                "learning_rates": (0.3,),
+            },
+            ["the values of s and t have their own"],
         ),
         (
             {

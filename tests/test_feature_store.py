@@ -1,5 +1,6 @@
 """The cache on disk: whole or not at all, mended when torn, bounded, safe for two at once."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -234,6 +235,17 @@ def test_a_cache_names_no_file_outside(tmp_path, caplog):
     (path / "manifest.json").write_text(json.dumps(manifest))
     check(store(tmp_path))
     assert "no file of a cache" in caplog.text
+
+
+def test_what_cannot_be_written_to_its_end_is_removed(tmp_path):
+    def full():
+        yield next(pieces())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(feature_store.NoRoom, match="No space left"):
+        store(tmp_path, full)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    check(store(tmp_path))
 
 
 def test_a_folder_of_nobody(tmp_path):

@@ -11,7 +11,16 @@ from safetensors.numpy import load_file
 from summary_contract import SUMMARY, wrong_fields
 
 from tl_jax import config as config_lib
-from tl_jax import input_pipeline, job, load_pretrained, losses, param_tree, runner, trainer
+from tl_jax import (
+    feature_store,
+    input_pipeline,
+    job,
+    load_pretrained,
+    losses,
+    param_tree,
+    runner,
+    trainer,
+)
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.workdir import WorkDir
 
@@ -140,6 +149,24 @@ def test_an_epoch_may_be_one_step(digits_config, tmp_path, cache):
     assert trainer.train(config, tmp_path)["freeze"]["certificate"]["ok"]
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [r["step"] for r in records if r["split"] == "epoch"] == [1, 2, 3]
+
+
+def test_auto_goes_without_where_the_disk_turns_out_full(digits_config, tmp_path, monkeypatch):
+    """Less room than there was when it was asked for."""
+    fill, chosen = trainer.feature_cache.fill, []
+
+    def no_room(job, stage, choice, *args):
+        chosen.append(choice.kind)
+        if choice.kind != "off":
+            raise feature_store.NoRoom("config.cache_dir: No space left on device")
+        return fill(job, stage, choice, *args)
+
+    monkeypatch.setattr(trainer.feature_cache, "fill", no_room)
+    fields = {"data.splits.train": "train[:48]", "data.batch_size": 16, "train.epochs": 3}
+    trainer.train(digits_config("vit_smaller", **fields), tmp_path / "auto")
+    assert chosen[-1] == "off" and len(chosen) == 2
+    with pytest.raises(UserError, match="No space left"):
+        trainer.train(digits_config("vit_smaller", **fields, cache="device"), tmp_path / "asked")
 
 
 def test_a_changed_trunk_is_refused(finished, network, tmp_path, monkeypatch):

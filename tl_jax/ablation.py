@@ -41,13 +41,17 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
     workdir.check_writable()
     with workdir.lock():
         with _launcher(sweep) as launch:
-            estimates = workdir.read_json(ESTIMATES) or _estimates(sweep, launch)
+            estimates = workdir.read_json(ESTIMATES)
+            if estimates is None or estimates.get("groups", {}).keys() != sweep.groups.keys():
+                estimates = _estimates(sweep, launch)
             sweep_display.plan(sweep, estimates)
             workdir.write_json(SWEEP, sweep.identity())
             workdir.write_json(ESTIMATES, estimates)
             searched, errors = _search(sweep, workdir, launch)
             errors |= _run(sweep, workdir, launch, searched, errors)
-        results = ablation_results.collect(sweep, workdir, command, searched, errors)
+        results = ablation_results.collect(
+            sweep, workdir, command, searched, errors, estimates["groups"]
+        )
         answers = report.write(workdir, results)
     sweep_display.answers(answers, workdir.path / "ablation")
     failed = [cell["name"] for cell in results["cells"] if cell["status"] != "finished"]
@@ -55,7 +59,7 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
         raise RunFailed(
             f"{len(failed)} of {len(sweep.cells)} cells have no result: {', '.join(failed[:5])}"
             + (" …" if len(failed) > 5 else "")
-            + "; the report says why, and the same command tries them again"
+            + "; the report says why, and the same command tries again what is not damaged"
         )
     return results
 
@@ -65,7 +69,7 @@ def _launcher(sweep: Sweep) -> contextlib.closing[Launcher]:
 
 
 def _claim(sweep: Sweep, workdir: WorkDir) -> None:
-    """Refuses a directory that holds a run, or another sweep.
+    """Refuses a directory that holds a run, or another sweep; this one may have more cells.
 
     Raises:
       UserError: says which, or what differs.
@@ -76,10 +80,18 @@ def _claim(sweep: Sweep, workdir: WorkDir) -> None:
     ours = json.loads(json.dumps(sweep.identity()))
     if theirs is None or theirs == ours:
         return
-    lines = [
-        f"{name}: {'here' if name in ours['cells'] else 'there'} only"
-        for name in {**theirs["cells"], **ours["cells"]}
-        if (name in ours["cells"]) != (name in theirs["cells"])
+    if theirs.keys() != ours.keys():
+        raise UserError(
+            f"{workdir.path / SWEEP} is damaged: remove it, if the cells there are this sweep's"
+        )
+    lines = [f"{name}: there only" for name in theirs["cells"] if name not in ours["cells"]]
+    if not theirs["cells"].keys() & ours["cells"].keys():
+        lines += [f"{name}: here only" for name in ours["cells"]]
+    there = {sweep_cell.group for sweep_cell in sweep.cells if sweep_cell.name in theirs["cells"]}
+    lines += [  # a search is of the first seed
+        f"{cells[0].name}: here only, and its group {group} was searched with another"
+        for group, cells in sweep.groups.items()
+        if group in there and cells[0].rates and cells[0].name not in theirs["cells"]
     ]
     for name in ours["cells"].keys() & theirs["cells"].keys():
         mine, other = ours["cells"][name], theirs["cells"][name]
@@ -93,6 +105,8 @@ def _claim(sweep: Sweep, workdir: WorkDir) -> None:
         for name in ("compared", "measure")
         if theirs[name] != ours[name]
     ]
+    if not lines:
+        return
     lines = list(dict.fromkeys(lines))
     more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
     raise UserError(
@@ -139,7 +153,7 @@ def _search(
     for group in asked:
         with contextlib.suppress(UserError):  # its search will say what is damaged
             found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
-            if found is not None:
+            if found is not None and found.keys() >= ablation_work.FOUND:
                 searched[group] = found
     tasks = [
         Task(

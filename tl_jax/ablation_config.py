@@ -139,11 +139,13 @@ def read(
     keep = section.pop("keep", None)
     if keep is not None and not callable(keep):
         problems.append(f"config.ablate.keep: {keep!r} is no function of a cell's fields")
-    problems += _control_problems(axes, others)
+    problems += _effect_problems(axes, others)
     options, found = config_files.section(Ablate, section, mine, "ablate.")
     problems += found
     if not problems:
         problems += _option_problems(options, axes)
+        if options.learning_rates is not None and RATE in dict(others):
+            problems.append(f"config.{RATE}: is without effect, as ablate.learning_rates are tried")
     if problems:
         _refuse(problems)
     drawn = list(_combine(axes, options.combine))
@@ -183,13 +185,22 @@ def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]
     problems = []
     for name, values in pairs:
         where = f"config.ablate.axes: {name}"
+        if not isinstance(name, str) or not name:
+            problems.append(f"config.ablate.axes: {name!r} is no axis's name: give a field's")
+            continue
         if name in axes:
             problems.append(f"{where}: stands there twice")
             continue
         if not _is_list(values) or not values:
             problems.append(f"{where}: {values!r} is no tuple of values")
             continue
-        labelled = all(isinstance(value, Mapping) for value in values)
+        dicts = [value for value in values if isinstance(value, Mapping)]
+        wrong = [key for value in dicts for key in value if not isinstance(key, str)]
+        wrong += [v["name"] for v in dicts if not isinstance(v.get("name", ""), str)]
+        if wrong:
+            problems.append(f"{where}: {wrong[0]!r} is no name")
+            continue
+        labelled = len(dicts) == len(values)
         if not labelled and name not in config_files.known_fields():
             problems.append(
                 f"{where}: no such field, and an axis of another name takes dicts of fields"
@@ -208,12 +219,21 @@ def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]
     return axes, problems
 
 
-def _control_problems(
+def _effect_problems(
     axes: Mapping[str, Sequence[Mapping]], overrides: Sequence[tuple[str, str]]
 ) -> list[str]:
-    asked = {name for name, _ in overrides}.union(*(_fields(values) for values in axes.values()))
-    said = "config.control: is without effect in a sweep: let an axis set freeze.strategy to it"
-    return [said] if "control" in asked else []
+    """Fields that are without effect in a sweep."""
+    overridden, problems = {name for name, _ in overrides}, []
+    set_by_axes = set().union(*(_fields(values) for values in axes.values()))
+    if "control" in overridden | set_by_axes:
+        problems.append(
+            "config.control: is without effect in a sweep: let an axis set freeze.strategy to it"
+        )
+    for name in sorted(overridden):
+        every = [axis for axis, values in axes.items() if values and all(name in v for v in values)]
+        if every:
+            problems.append(f"config.{name}: is without effect, as the axis {every[0]} sets it")
+    return problems
 
 
 def _value(axis: str, value: Any) -> dict[str, Any]:
@@ -241,6 +261,12 @@ def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> 
     if options.combine == "list" and len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         problems.append(f"config.ablate.combine: side by side axes are of one length: {said}")
+    searching = [name for name, values in axes.items() if any(_OWN[1] in v for v in values)]
+    if len(searching) > 1:
+        problems.append(
+            f"config.ablate.learning_rates: the values of {' and '.join(searching)} have their "
+            "own: let those of one axis have them"
+        )
     own = [
         value["learning_rates"] for values in axes.values() for value in values if _OWN[1] in value
     ]
@@ -265,6 +291,8 @@ def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> 
         problems.append(
             f"config.ablate.measure.source: {source!r} is none of {config_checks.SOURCES}"
         )
+    if options.measure.shifts and not options.measure.severities:
+        problems.append("config.ablate.measure.severities: () leaves nothing of shifts")
     asked = {"shifts": corruptions.KINDS, "severities": corruptions.SEVERITIES}
     for name, known in asked.items():
         wrong = [value for value in getattr(options.measure, name) if value not in known]
@@ -301,7 +329,7 @@ def _fields(values: Iterable[Mapping]) -> dict[str, Any]:
 def _asked(keep: Callable, fields: dict[str, Any]) -> bool:
     try:
         return bool(keep(fields))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"config.ablate.keep fails for {fields}: {type(error).__name__}: {error}"
         ) from error
@@ -319,7 +347,9 @@ def _cell(
     config = config_files.resolve(base, whole)
     names = {axis: value["name"] for axis, value in values.items()}
     words = {
-        axis: f"{axis.rsplit('.', 1)[-1]}={name}" if axis != compared or name[0].isdigit() else name
+        axis: f"{_safe(axis.rsplit('.', 1)[-1])}={name}"
+        if axis != compared or name[0].isdigit()
+        else name
         for axis, name in names.items()
     }
     own = [value[_OWN[1]] for value in values.values() if _OWN[1] in value]

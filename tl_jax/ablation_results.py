@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tl_jax import ablation_work
 from tl_jax.ablation_config import RATE, Cell, Sweep
 from tl_jax.errors import UserError
 from tl_jax.workdir import WorkDir
@@ -32,6 +33,7 @@ def collect(
     command: Sequence[str],
     searched: Mapping[str, Any],
     errors: Mapping[str, str],
+    estimates: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the cells left behind, as `report.write` takes it.
 
@@ -41,8 +43,15 @@ def collect(
       command: its command line.
       searched: by group, the content of `search.json`.
       errors: by cell, why it has no result.
+      estimates: by group, what `ablation_work.estimate` gave.
     """
-    cells = [_row(cell, sweep, workdir, searched, errors.get(cell.name)) for cell in sweep.cells]
+    cells = [
+        {
+            **_row(cell, sweep, workdir, searched, errors.get(cell.name)),
+            "training_flops": estimates[cell.group]["flops"],
+        }
+        for cell in sweep.cells
+    ]
     finished = [cell["summary"] for cell in cells if cell["summary"]]
     return {
         "name": workdir.path.name,
@@ -68,15 +77,19 @@ def _row(
     curves, hits, command = [], None, ""
     if found is not None or not cell.rates:
         fields = overrides_of(cell, searched)
-        words = [f"--config.{name}={value}" for name, value in fields]
-        words = ["run.py", f"--config={sweep.config_file}", *words, f"--workdir={path}"]
-        command = shlex.join(["python", *words])
+        command = ablation_work.command_of(sweep.config_file, fields, str(path))
     if error is None:
         try:
             files = {name: own.read_json(file) for name, file in _FILES.items()}
             curves, hits = _curves(own), _hits(own, files["summary"])
-        except (UserError, ValueError, KeyError) as damaged:
+        except UserError as damaged:
             files, error = dict.fromkeys(_FILES), str(damaged)
+        except (ValueError, LookupError, TypeError, AttributeError) as damaged:
+            files = dict.fromkeys(_FILES)
+            error = (
+                f"its files are damaged ({type(damaged).__name__}: {damaged}): remove {path} and "
+                "start the sweep again"
+            )
     done = files["summary"] is not None and error is None
     summary = files["summary"] or {}
     return {
@@ -97,7 +110,13 @@ def _row(
 
 def _curves(own: WorkDir) -> list[dict[str, Any]]:
     file = own.path / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+    try:
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}): remove the cell's folder and start the sweep again"
+        ) from error
 
 
 def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
@@ -108,9 +127,10 @@ def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
     rows = csv.DictReader(io.StringIO(file.read_text()))
     hits = [int(row["label"] == row["prediction"]) for row in rows]
     examples = summary["metrics"]["test"]["examples"]
-    if len(hits) != examples:
-        raise ValueError(
-            f"{file} is damaged: {len(hits)} answers of {examples}; remove the cell's folder and "
-            "start the sweep again"
+    accuracy = summary["metrics"]["test"]["accuracy"]
+    if len(hits) != examples or abs(sum(hits) - accuracy * examples) > 0.5:
+        raise UserError(
+            f"{file} is damaged: {sum(hits)} of {len(hits)} answers are right, and summary.json "
+            f"has {accuracy:.4f} of {examples}; remove the cell's folder and start the sweep again"
         )
     return hits

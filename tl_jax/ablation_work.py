@@ -7,6 +7,7 @@ there, and leaves its results in a work directory, where a later start finds the
 import contextlib
 import dataclasses
 import functools
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from tl_jax.workdir import WorkDir
 
 Overrides = Sequence[tuple[str, str]]
 _SHELF_SHARE = 0.1  # of the memory that is free: features that wait for another run
+FOUND = {"trials", "learning_rate", "at_edge"}  # in a search.json
 _PROGRAMS = 100  # that wait for another run
 
 
@@ -135,7 +137,7 @@ def search(
     """
     workdir = WorkDir(path)
     found = workdir.read_json("search.json")
-    if found is not None:
+    if found is not None and found.keys() >= FOUND:
         return found
     unseen = ("data.splits.test", "None"), ("probe.baselines", "()")
     apart = [*overrides, *unseen, ("logging.figures", "False")]
@@ -167,11 +169,18 @@ def _sharing() -> contextlib.AbstractContextManager[None]:
     return sharing.through(_shelf())
 
 
-def _train(config: Config, path: str) -> dict[str, Any]:
+def command_of(config_file: str, overrides: Overrides, path: str) -> str:
+    """The command that repeats a run of a sweep alone."""
+    fields = dict(overrides)  # of one that stands there twice the last one counts
+    words = [f"--config.{name}={value}" for name, value in fields.items()]
+    return shlex.join(["python", "run.py", f"--config={config_file}", *words, f"--workdir={path}"])
+
+
+def _train(config: Config, path: str, command: str | None = None) -> dict[str, Any]:
     from tl_jax import trainer
 
     with _sharing():
-        return trainer.train(config, path)
+        return trainer.train(config, path, command)
 
 
 def _together(
@@ -224,7 +233,7 @@ def run(config_file: str, overrides: Overrides, path: str, measure: Measure) -> 
     config = _config(config_file, overrides)
     from tl_jax import feature_measures
 
-    summary = _train(config, path)
+    summary = _train(config, path, command_of(config_file, overrides, path))
     workdir, asked = WorkDir(path), dataclasses.asdict(measure)
     asked = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items()}
     found = workdir.read_json("measures.json")

@@ -49,7 +49,7 @@ class Inputs:
       choice: how it gets them.
       rows: by split, "train" and, if there is one, "validation".
       resident: leaves [rows, …] of the training split on every device, None where they are not.
-      seconds: that it took, without compilation.
+      seconds: that it took, without compilation; by an earlier run, where that shared its rows.
       compile_seconds: of the prefix.
     """
 
@@ -79,7 +79,7 @@ def fill(
     started = time.perf_counter()
     roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
-    make_ready = _Compiling(stages.prefix_of(job, stage))
+    make_ready, earlier = _Compiling(stages.prefix_of(job, stage)), 0.0
     run = _Compiling(
         sharing.programs_of(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
     )
@@ -93,7 +93,8 @@ def fill(
             if choice.kind == "disk":
                 rows[role] = _shared(job, stage.plan, variables, role, layout, produce)
             else:
-                rows[role] = _kept(job, stage.plan, variables, role, layout, produce)
+                rows[role], spent = _kept(job, stage.plan, variables, role, layout, produce, run)
+                earlier += spent
     resident = None
     if choice.kind == "device" and not choice.first:
         resident = devices.replicate(_read_images(job, rows["train"]))
@@ -101,7 +102,7 @@ def fill(
     if choice.kind == "device":
         inputs = on_devices(inputs, devices)
     compiling = make_ready.seconds + run.seconds
-    took = time.perf_counter() - started - compiling
+    took = time.perf_counter() - started - compiling + earlier
     return dataclasses.replace(inputs, seconds=took, compile_seconds=compiling)
 
 
@@ -130,13 +131,18 @@ def with_room(
         about = _about(job, plan, " + ".join(choice.layouts))
         try:
             feature_store.check_room(config.cache_dir, caches, config.cache_limit_gb * 1e9, about)
-        except UserError as error:
+        except feature_store.NoRoom as error:
             problem = str(error)
     if not parallel.first_process_says(bool(problem)):
         return choice
     problem = problem or "config.cache_dir: the first process has no room there"
     if needed or config.cache != "auto":
         raise UserError(problem)
+    return without(problem)
+
+
+def without(problem: str) -> Choice:
+    """Nothing kept, since the disk has no room."""
     return Choice("off", 0, {}, f"no room on disk: {problem.splitlines()[0].rstrip(':')}")
 
 
@@ -157,14 +163,20 @@ def _kept(
     role: str,
     layout: Layout,
     produce: Callable[[], Pieces],
-) -> Rows:
-    """A split's rows in memory."""
+    run: "_Compiling",
+) -> tuple[Rows, float]:
+    """A split's rows in memory, and the seconds that an earlier run spent on them."""
+    made: list[float] = []
 
-    def make() -> Rows:
-        return feature_store.in_memory(layout, produce())
+    def make() -> tuple[Rows, float]:
+        started, compiled = time.perf_counter(), run.seconds
+        rows = feature_store.in_memory(layout, produce())
+        made.append(time.perf_counter() - started - (run.seconds - compiled))
+        return rows, made[0]
 
     key = json.dumps(_key(job, plan, variables, role), sort_keys=True)
-    return sharing.rows(key, layout.nbytes, make)
+    rows, spent = sharing.rows(key, layout.nbytes, make)
+    return rows, 0.0 if made else spent
 
 
 class _Compiling:

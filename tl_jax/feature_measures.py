@@ -20,7 +20,7 @@ from tl_jax import (
 from tl_jax import job as job_lib
 from tl_jax.config import Config, Measure
 from tl_jax.datasets import Examples, open_dataset
-from tl_jax.errors import RunFailed, UserError
+from tl_jax.errors import UserError
 from tl_jax.job import Job
 from tl_jax.pretrained import Pretrained, preprocess
 from tl_jax.workdir import WorkDir
@@ -41,11 +41,10 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
       "forgetting": source, and of `retention.forgetting` before and after; None where no source is
       named, the checkpoint has no head, or the run started from random weights. "gradients": see
       `gradient_flow.measure`; None where more than the head was trained, or the trunk is not as it
-      was pretrained.
+      was pretrained. "not_finite": names of figures that overflowed, which are None.
 
     Raises:
       UserError: no such run is finished there, or options that cannot be.
-      RunFailed: a figure is not finite.
     """
     _check_options(options)
     workdir = WorkDir(path)
@@ -64,9 +63,7 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
     if options.gradient_steps and _is_head_alone(job):
         head = trained.variables["params"][trained.family.head]
         found["gradients"] = gradient_flow.measure(job, head, options.gradient_steps)
-    if wrong := sorted(set(_not_finite(found))):
-        raise RunFailed(f"{workdir.path}: these figures are not finite: {', '.join(wrong)}")
-    return found
+    return {**_finite(found), "not_finite": sorted(set(_not_finite(found)))}
 
 
 def check(job: Job, options: Measure) -> None:
@@ -120,7 +117,12 @@ def _source(job: Job, options: Measure) -> tuple[Pretrained, Examples] | None:
     if options.source is None or source is None:
         return None
     splits = {"test": options.source_split}
-    examples = open_dataset(options.source, splits, options.source_dir)["test"]
+    try:
+        examples = open_dataset(options.source, splits, options.source_dir)["test"]
+    except UserError as error:
+        raise UserError(
+            str(error).replace("config.data.dir", "config.ablate.measure.source_dir")
+        ) from error
     retention.check_classes(source, examples)
     return source, examples
 
@@ -149,6 +151,15 @@ def _check_options(options: Measure) -> None:
             problems.append(f"{name} = {getattr(options, name)} is less than {smallest}")
     if problems:
         raise UserError("measures: " + "; ".join(problems))
+
+
+def _finite(found: Any) -> Any:
+    """The same with None for each figure that is not finite."""
+    if isinstance(found, Mapping):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _not_finite(found: Any, name: str = "") -> Iterator[str]:

@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 Leaves = Sequence[np.ndarray]
 
 
+class NoRoom(UserError):
+    """A cache on disk cannot be kept where it was to be."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActivationRows:
     """Rows {"activations": what a block takes, "label": int32 [b], "index": int32 [b]}.
@@ -168,9 +172,9 @@ def on_disk(
       about: what it holds, for people.
 
     Raises:
-      UserError: it would not fit into the limit, or the folder cannot be used.
+      NoRoom: it would not fit into the limit, or the folder cannot be used.
     """
-    if (rows := find(folder, key, layout)) is not None:  # also where this user may not write
+    if (rows := find(folder, key, layout, quiet=True)) is not None:  # also where none may write
         return rows
     with _usable(folder) as root:
         path = root / name_of(key)
@@ -181,10 +185,14 @@ def on_disk(
             with _lock(root, _ROOM, "what room there is"):
                 _check_room(root, layout.nbytes, limit_bytes, about)
                 side = _reserve(path, layout.nbytes)
-            _write(side, path, key, layout, produce(), about)
+            try:
+                _write(side, path, key, layout, produce(), about)
+            except BaseException:
+                _remove(side)
+                raise
     rows = find(root, key, layout)
     if rows is None:
-        raise UserError(f"config.cache_dir: what was just written to {path} cannot be read back")
+        raise NoRoom(f"config.cache_dir: what was just written to {path} cannot be read back")
     return rows
 
 
@@ -192,7 +200,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     """Refuses what can be no folder of caches.
 
     Raises:
-      UserError: it is not there and cannot be made.
+      NoRoom: it is not there and cannot be made.
     """
     with _usable(folder):
         pass
@@ -213,13 +221,19 @@ def check_room(
       about: what they hold, for people.
 
     Raises:
-      UserError: they would not fit into the limit or on the disk, or the folder cannot be used.
+      NoRoom: they would not fit into the limit or on the disk, or the folder cannot be used.
     """
     root = _root(folder)
-    missing = [layout.nbytes for key, layout in caches if not (root / name_of(key)).exists()]
+    missing = [layout.nbytes for key, layout in caches if not _is_there(root / name_of(key))]
     if missing:
         with _usable(folder) as root, _lock(root, _ROOM, "what room there is"):
             _check_room(root, sum(missing), limit_bytes, about)
+
+
+def _is_there(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False
 
 
 @contextlib.contextmanager
@@ -231,7 +245,7 @@ def _usable(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield root
     except OSError as error:
         which = f" ({error.filename})" if error.filename and error.filename != str(root) else ""
-        raise UserError(
+        raise NoRoom(
             f"config.cache_dir: the cache in {root} cannot be written: "
             f"{error.strerror or error}{which}. Name another folder, or set config.cache=off."
         ) from error
@@ -241,7 +255,7 @@ def _root(folder: str | os.PathLike[str]) -> Path:
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
-        raise UserError(f"config.cache_dir: {folder}: there is no such user") from error
+        raise NoRoom(f"config.cache_dir: {folder}: there is no such user") from error
 
 
 def name_of(key: Mapping[str, Any]) -> str:
@@ -250,11 +264,11 @@ def name_of(key: Mapping[str, Any]) -> str:
 
 
 def find(
-    folder: str | os.PathLike[str], key: Mapping[str, Any], layout: Layout
+    folder: str | os.PathLike[str], key: Mapping[str, Any], layout: Layout, *, quiet: bool = False
 ) -> ActivationRows | None:
-    """The rows of a cache that is there and whole, memory-mapped; else None."""
+    """The rows of a cache that is there and whole, memory-mapped; else None (why is logged)."""
     path = _root(folder) / name_of(key)
-    if not path.exists():
+    if not _is_there(path):
         return None
     try:
         manifest = json.loads(_regular(path / _MANIFEST).read_bytes())
@@ -274,7 +288,8 @@ def find(
         labels = tensor_files.read_safetensors(path / _LABELS)["labels"].read()
         _check_rows(layout, shards, labels)
     except (*_DAMAGE, UserError) as error:
-        log.warning("the cache %s is damaged (%s): making it again", path, error)
+        if not quiet:
+            log.warning("the cache %s is damaged (%s): making it again", path, error)
         return None
     with contextlib.suppress(OSError):  # it is another user's
         os.utime(path)
@@ -373,7 +388,7 @@ def _check_room(root: Path, needed: int, limit: float, about: str) -> None:
     """Refuses what would take the caches beyond their limit, after sweeping what was cut short.
 
     Raises:
-      UserError: says what there is.
+      NoRoom: says what there is.
     """
     held = {}
     for path in sorted(root.iterdir()):  # which may hold what is none of ours
@@ -391,7 +406,7 @@ def _check_room(root: Path, needed: int, limit: float, about: str) -> None:
     if taken + needed <= limit and needed <= free:
         return
     lines = [f"{path.name}: {_gb(size)}, {_about(path)}" for path, size in held.items()]
-    raise UserError(
+    raise NoRoom(
         f"config.cache_limit_gb: {_gb(limit)}; {about} needs {_gb(needed)}; {root}, with "
         f"{_gb(free)} free on its disk, holds {_gb(taken)} in {len(held)} caches:\n  "
         + "\n  ".join(lines or ["(none)"])
@@ -432,7 +447,7 @@ def _lock(root: Path, name: str, about: str | None = None) -> Iterator[None]:
     file = os.open(path, flags, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, "a lock that is no file", str(path))
+            raise OSError(errno.EINVAL, "a lock that is no file: remove it", str(path))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -127,14 +127,18 @@ def write(
     records: list[dict[str, Any]],
     evaluations: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
+    command: str | None = None,
 ) -> None:
-    """Writes everything; `summary.json` comes last and says that the run is finished."""
+    """Writes everything; `summary.json` comes last and says that the run is finished.
+
+    `command` repeats the run, None for this process's command line.
+    """
     write_evaluations(workdir, job.class_names, evaluations)
     if job.config.logging.figures:
         draw_evaluations(workdir, job.class_names, job.examples, evaluations)
         workdir.write_bytes("figures/learning_curves.png", figures.learning_curves(records))
         workdir.write_bytes("figures/plan.png", figures.plan(job.describe_plan()))
-    _export(workdir, trained, model_card(_card(job, summary)))
+    _export(workdir, trained, model_card(_card(job, summary, command)))
     workdir.write_json("summary.json", summary)
 
 
@@ -206,12 +210,7 @@ def _public(source: str) -> str:
     return f"{kind}{colon}{path}"
 
 
-def command() -> str:
-    """The command line of this process, as it can be typed again."""
-    return shlex.join(["python", *sys.argv])
-
-
-def _card(job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _card(job: Job, summary: Mapping[str, Any], command: str | None) -> dict[str, Any]:
     config = job.config
     return {
         **{name: summary["model"][name] for name in ("revision", "family", "parameters")},
@@ -231,6 +230,6 @@ def _card(job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
         "head": job.pretrained.own_head,
         "config_image_size": job.pretrained.config.get("image_size", 224),
         "channels": job.pretrained.preprocessing.channels,
-        "command": command(),
+        "command": command or shlex.join(["python", *sys.argv]),
         "versions": summary["environment"]["versions"],
     }

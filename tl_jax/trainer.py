@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from tl_jax import (
     batch_norm,
     cache_choice,
@@ -72,12 +74,13 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     return description
 
 
-def train(config: Config, path: Any) -> dict[str, Any]:
+def train(config: Config, path: Any, command: str | None = None) -> dict[str, Any]:
     """Trains, evaluates and exports; continues where an earlier start was cut off.
 
     Args:
       config: the run.
       path: its work directory.
+      command: that repeats it, for the model card; None: this process's command line.
 
     Returns:
       The content of `summary.json`.
@@ -100,10 +103,10 @@ def train(config: Config, path: Any) -> dict[str, Any]:
     if config.cache == "disk":
         feature_store.check_folder(config.cache_dir)
     with workdir.lock() if parallel.is_first() else contextlib.nullcontext():
-        return _judged(_train(config, workdir, started))
+        return _judged(_train(config, workdir, started, command))
 
 
-def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
+def _train(config: Config, workdir: WorkDir, started: float, command: str | None) -> dict[str, Any]:
     asked, devices = config, DataParallel(config.parallel)
     found, features = probe_features.look(config, workdir, devices)
     if "chosen" in found:
@@ -152,7 +155,7 @@ def _train(config: Config, workdir: WorkDir, started: float) -> dict[str, Any]:
     if parallel.is_first():
         merged = stages.host(lora.merge(job.plan.adapters, variables))
         trained = dataclasses.replace(job.pretrained, variables=merged)
-        results.write(workdir, job, trained, log.records, evaluations, summary)
+        results.write(workdir, job, trained, log.records, evaluations, summary, command)
     return summary
 
 
@@ -269,6 +272,13 @@ def _fill(
     bar: display.Progress,
 ) -> Inputs:
     choice = feature_cache.with_room(job, stage, choice, variables)
+    bar.say(f"cache {choice.kind}: {choice.reason}")
+    try:
+        return feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
+    except feature_store.NoRoom as error:  # less than there was when it was asked for
+        if job.config.cache != "auto" or jax.process_count() > 1:
+            raise
+        choice = feature_cache.without(str(error))
     bar.say(f"cache {choice.kind}: {choice.reason}")
     return feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
 

@@ -66,7 +66,7 @@ def test_costs_are_ratios_to_full():
     ]
     text = said(sweep(made))[0]
     assert (
-        "It cost 10.0 s of training, 150 GFLOP and 4.00 K trainable parameters a run: "
+        "It cost 10.5 s of training, 150 GFLOP and 4.00 K trainable parameters a run: "
         "1 × the training time, 0.25 × the FLOPs and 0.01 × the trainable parameters of full."
         in text
     )

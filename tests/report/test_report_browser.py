@@ -198,7 +198,11 @@ def test_the_page_shows_what_the_csv_holds(browser, folder):
     page = opened(browser, folder / "report.html")
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for key, title in (("accuracy", "accuracy"), ("train_seconds", "training"), ("loss", "loss")):
+    for key, title in (
+        ("accuracy", "accuracy"),
+        ("training_seconds", "training"),
+        ("loss", "loss"),
+    ):
         assert column(page, "cells", title)[1] == [row[key] for row in rows]
 
 

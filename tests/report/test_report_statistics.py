@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tl_jax.report import statistics
-from tl_jax.report.statistics import BOTH, EXAMPLES, NONE, SEEDS, Run
+from tl_jax.report.statistics import BOTH, EXAMPLES, NONE, SEEDS, UNPAIRED, Run
 
 
 def setting_of(hits, interval=None):
@@ -166,12 +166,15 @@ def test_only_shared_seeds_are_compared():
     expected = setting["s0"]["0"].accuracy - setting["s1"]["0"].accuracy
     assert difference.seeds == 1 and difference.mean == pytest.approx(expected)
     del setting["s0"]["0"]
-    assert statistics.compare(setting) == []
+    (difference,) = statistics.compare(setting)
+    assert (difference.seeds, difference.low, difference.source) == (0, None, UNPAIRED)
+    assert not difference.certain
 
 
 def test_one_seed_resamples_examples_only():
     setting = setting_of(np.random.default_rng(6).random((2, 1, 200)) < 0.8, interval=(0.7, 0.9))
     assert statistics.compare(setting)[0].source == EXAMPLES
+    assert not statistics.compare(setting)[0].certain  # of other seeds it says nothing
     estimate = statistics.estimates(setting)["s0"]
     assert (estimate.low, estimate.high, estimate.source) == (0.7, 0.9, EXAMPLES)
 

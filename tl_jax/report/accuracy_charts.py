@@ -72,7 +72,7 @@ def cost(answers: Answers) -> list[Chart]:
     found = []
     for key, column, label, form in (
         ("flops", "training_flops", "GFLOP of training", lambda c: scaled(c, "FLOP")),
-        ("time", "train_seconds", "seconds of training", seconds),
+        ("time", "training_seconds", "seconds of training", seconds),
     ):
         panels = [panel(answer, column, label, form) for answer in answers.settings]
         title = f"Accuracy against {label}"

@@ -11,7 +11,7 @@ from tl_jax.report.statistics import Difference, Estimate, Run
 from tl_jax.report.words import finite
 
 # Columns whose means over seeds are a strategy's cost, and the first of them that is the dearness.
-COSTS = ("training_flops", "train_seconds", "trainable_parameters")
+COSTS = ("training_flops", "training_seconds", "trainable_parameters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Standing:
 class Answer:
     """One setting: its strategies from the best down, and all paired differences.
 
-    `differences` are turned so that the better one comes first, in the order of the standings.
+    `differences` are turned so that the better one comes first, over the seeds that both have.
     """
 
     setting: Setting
@@ -166,10 +166,12 @@ def _answer(sweep: Sweep, setting: Setting, replicates: Mapping[str, np.ndarray]
         standings.append(Standing(strategy, estimates[strategy], means, cells))
     standings.sort(key=lambda s: -s.accuracy.mean)  # stable: equal ones in the axis's order
     place = {s.strategy: index for index, s in enumerate(standings)}
+    # Where strategies have different seeds the better of a pair may have the lower mean.
     differences = [
-        d if place[d.one] < place[d.other] else turned(d) for d in statistics.compare(runs)
+        d if (-d.mean, place[d.one]) < (d.mean, place[d.other]) else turned(d)
+        for d in statistics.compare(runs)
     ]
-    differences.sort(key=lambda d: (place[d.one], place[d.other]))
+    differences.sort(key=lambda d: sorted((place[d.one], place[d.other])))
     return Answer(setting, _with_front(standings), differences)
 
 

@@ -89,6 +89,10 @@ class Sweep:
         noun = self.noun
         if noun == "data":  # is one
             return noun
+        if noun == "pretrained":
+            return "pretrained networks"
+        if noun.endswith(("s", "x", "ch", "sh")) or len(noun) == 1:
+            return f"values of {noun}"
         return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
 
     @property
@@ -182,6 +186,8 @@ def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | Non
     low, high = test.get("accuracy_ci95") or (None, None)
     cost = summary.get("cost") or {}
     flops, steps = finite(cost.get("flops_per_step")), finite(_get(summary, "steps", "trained"))
+    times = [finite(cost.get(name)) for name in ("train_seconds", "cache_seconds")]
+    every = None if flops is None or steps is None else flops * steps
     parameters = _get(summary, "model", "parameters") or {}
     forgetting = measures.get("forgetting") or {}
     before, after = (_get(forgetting, when, "accuracy") for when in ("before", "after"))
@@ -199,8 +205,9 @@ def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | Non
         "total_parameters": parameters.get("total"),
         "optimizer_bytes": summary.get("optimizer_state_bytes"),
         "flops_per_step": flops,
-        "training_flops": None if flops is None or steps is None else flops * steps,
-        "train_seconds": cost.get("train_seconds"),
+        "training_flops": cell.get("training_flops", every) if summary else None,
+        "training_seconds": None if times[0] is None else times[0] + (times[1] or 0.0),
+        "train_seconds": times[0],
         "total_seconds": cost.get("total_seconds"),
         "cache_seconds": cost.get("cache_seconds"),
         "compile_seconds": cost.get("compile_seconds"),

@@ -150,7 +150,10 @@ def search(answers: Answers) -> Chart | None:
             series.append(replace(line, hollow=True))
             series.append(Series(s.strategy, style, points, notes))
         x = Axis("learning rate", log=True)
-        return Panel(answer.setting.title, x, Axis("accuracy of the trial, %"), series)
+        return Panel(answer.setting.title, x, Axis("validation accuracy of the trial, %"), series)
 
-    text = "Filled is what was chosen. Means over seeds; trials that diverged are left out."
+    text = (
+        "On validation, with the first seed. Filled is what was chosen; trials that diverged are "
+        "left out."
+    )
     return chart_of("search", "Search of the learning rate", text, map(panel, answers.settings))

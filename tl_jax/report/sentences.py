@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tl_jax.report.answers import Answer, Answers, Standing
 from tl_jax.report.cells import Cell
-from tl_jax.report.statistics import BOTH, EXAMPLES, NONE, SEEDS, Difference
+from tl_jax.report.statistics import BOTH, EXAMPLES, NONE, SEEDS, UNPAIRED, Difference
 from tl_jax.report.words import (
     Name,
     Sentence,
@@ -28,10 +28,14 @@ def headline(answers: Answers, answer: Answer) -> list[Sentence]:
     """The answer of one setting, a few sentences."""
     found = [_winner(answers, answer)]
     against = answer.against(answer.best.strategy)
-    beaten = [d for d in against if d.certain]
+    beaten = [d for d in against if d.certain and d.mean > 0]
+    better = [d for d in against if d.certain and d.mean < 0]
     equal = [d for d in against if not d.certain]
     if beaten:
-        found.append(_beaten(answers, beaten, all_others=not equal))
+        found.append(_beaten(answers, beaten, all_others=not equal and not better))
+    if better:
+        gaps = listed([(Name(d.other), f" ({_gap(d)})") for d in better])
+        found.append(("But on the seeds that both have it is beaten by ", *gaps, "."))
     if equal:
         found.append(_equal(answer, equal))
     found += _cost(answer)
@@ -72,6 +76,8 @@ def _accuracy(standing: Standing) -> str:
 
 
 def _gap(difference: Difference) -> str:
+    if difference.source == UNPAIRED:
+        return UNPAIRED
     if difference.low is None:
         return f"{points(difference.mean)} points, no interval"
     between = interval(difference.low, difference.high, differences=True)
@@ -100,7 +106,11 @@ def _equal(answer: Answer, equal: Sequence[Difference]) -> Sentence:
     else:
         gaps = listed([(Name(d.other), f" ({points(d.mean)})") for d in equal], " or ")
     reason = ""
-    if all(d.low is None for d in equal):
+    if all(d.source == EXAMPLES for d in equal):
+        reason = ": one seed says nothing of how much seeds differ"
+    elif all(d.source == UNPAIRED for d in equal):
+        pass
+    elif all(d.low is None for d in equal):
         reason = ": one seed and no record of which examples were right give no interval"
     return ("We cannot tell ", Name(answer.best.strategy), " from ", *gaps, f"{reason}.")
 
@@ -108,7 +118,7 @@ def _equal(answer: Answer, equal: Sequence[Difference]) -> Sentence:
 def _ratios(standing: Standing, reference: Standing) -> list[str]:
     found = []
     for column, words in (
-        ("train_seconds", "the training time"),
+        ("training_seconds", "the training time"),
         ("training_flops", "the FLOPs"),
         ("trainable_parameters", "the trainable parameters"),
     ):
@@ -123,7 +133,10 @@ def _cost(answer: Answer) -> list[Sentence]:
     paid = [
         text
         for text, value in (
-            (f"{seconds(best.means['train_seconds'])} of training", best.means["train_seconds"]),
+            (
+                f"{seconds(best.means['training_seconds'])} of training",
+                best.means["training_seconds"],
+            ),
             (scaled(best.means["training_flops"], "FLOP"), best.means["training_flops"]),
             (
                 f"{scaled(best.means['trainable_parameters'], '')} trainable parameters",
@@ -199,11 +212,21 @@ def caveats(answers: Answers) -> list[Sentence]:
                 " was chosen at the edge of its grid: a better one may lie outside.",
             )
         )
+    if any(
+        len({frozenset(c.seed for c in s.cells) for s in a.standings}) > 1 for a in answers.settings
+    ):
+        found.append(
+            (f"Not all {answers.sweep.nouns} have the same seeds: means are over each one's own, "
+             "differences over those that both have, so that the two may disagree.",)
+        )  # fmt: skip
+    if overflowed := [c for c in answers.sweep.cells if c.measures.get("not_finite")]:
+        names = listed([(Name(cell.name),) for cell in overflowed])
+        found.append(("Measures of ", *names, " overflowed and are left out."))
     estimates = [s.accuracy for answer in answers.settings for s in answer.standings]
     if any(e.seeds == 1 and e.source == EXAMPLES for e in estimates):
         found.append(
             ("Where there is one seed, only test examples are resampled: variation between seeds "
-             "is not in the intervals.",)
+             "is not in the intervals, and no difference counts as certain.",)
         )  # fmt: skip
     several = [e.seeds for e in estimates if 1 < e.seeds <= FEW_SEEDS]
     if several:
@@ -291,7 +314,8 @@ def method(answers: Answers) -> list[Sentence]:
              "cannot tell.",)
         )  # fmt: skip
     found.append(
-        ("FLOPs of training are those of one step times the steps; times are those of this "
-         "machine.",)
+        ("Training counts what a frozen prefix makes of each image once where it is kept, and the "
+         "steps: FLOPs by the least that they take, times as on this machine, without compiling. "
+         "What several runs share is charged to each.",)
     )  # fmt: skip
     return found

@@ -21,6 +21,7 @@ _SEED = 20070501
 _CHUNK = 16_000_000  # weights held at once
 
 BOTH, EXAMPLES, SEEDS, NONE = "seeds and examples", "examples", "seeds", "none"
+UNPAIRED = "no common seed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Estimate:
 class Difference:
     """Accuracy of `one` less that of `other`, over the seeds that both have.
 
-    The interval is simultaneous over all pairs of the setting; `source` as in `Estimate`.
+    The interval is simultaneous over all pairs of the setting; `source` as in `Estimate`, or
+    `UNPAIRED`: no seed is common to both, and `mean` is of their own means.
     """
 
     one: str
@@ -69,8 +71,10 @@ class Difference:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval leaves 0 out, and says something of other seeds."""
+        if self.low is None or self.high is None or self.source == EXAMPLES:
+            return False
+        return self.low > 0 or self.high < 0
 
 
 def example_replicates(hits: np.ndarray) -> np.ndarray:
@@ -170,13 +174,16 @@ def compare(setting: Mapping[str, Mapping[str, Run]]) -> list[Difference]:
       setting: runs by strategy and seed.
 
     Returns:
-      a difference for each pair that shares a seed, in the order of the strategies.
+      a difference for each pair, in the order of the strategies; last those that share no seed.
     """
     names = list(setting)
     pairs: list[tuple[str, str, np.ndarray, np.ndarray, bool]] = []
+    unpaired: list[Difference] = []
     for index, one in enumerate(names):
         for other in names[index + 1 :]:
             if not (shared := sorted(setting[one].keys() & setting[other].keys())):
+                own, its = (_accuracies(setting[name].values()).mean() for name in (one, other))
+                unpaired.append(Difference(one, other, float(own - its), None, None, 0, UNPAIRED))
                 continue
             first, second = ([setting[name][seed] for seed in shared] for name in (one, other))
             kept = all(run.replicates is not None for run in first + second)
@@ -196,7 +203,7 @@ def compare(setting: Mapping[str, Mapping[str, Run]]) -> list[Difference]:
         if kept or width > 1e-12 or (mean == 0 and len(values) > 1):
             low, high = mean - width, mean + width
         found.append(Difference(one, other, mean, low, high, len(values), source))
-    return found
+    return found + unpaired
 
 
 @dataclass(frozen=True)

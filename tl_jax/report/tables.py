@@ -6,6 +6,7 @@ from typing import Any
 
 from tl_jax.report.answers import Answer, Answers
 from tl_jax.report.cells import Cell, mean
+from tl_jax.report.statistics import EXAMPLES, UNPAIRED, Difference
 from tl_jax.report.words import (
     NOTHING,
     exact,
@@ -116,7 +117,7 @@ def standings(answer: Answer, key: str, noun: str) -> Table:
                 _interval(accuracy.low, accuracy.high),
                 number(float(accuracy.seeds), count_text),
                 number(means["shifted_accuracy"], percent_text),
-                number(means["train_seconds"], seconds),
+                number(means["training_seconds"], seconds),
                 number(means["training_flops"], flops_text),
                 number(means["trainable_parameters"], count_text),
                 number(means["optimizer_bytes"], bytes_text),
@@ -151,7 +152,7 @@ def differences(answers: Answers) -> Table:
             number(difference.mean, points),
             _interval(difference.low, difference.high, differences=True),
             number(float(difference.seeds), count_text),
-            name(_verdict(difference.low, difference.certain)),
+            name(_verdict(difference)),
         ]
         for answer in answers.settings
         for difference in answer.differences
@@ -159,8 +160,12 @@ def differences(answers: Answers) -> Table:
     return Table("differences", columns, rows).without_empty()
 
 
-def _verdict(low: float | None, certain: bool) -> str:
-    return "yes" if certain else "cannot tell" if low is not None else "no interval"
+def _verdict(difference: Difference) -> str:
+    if difference.source in (UNPAIRED, EXAMPLES):
+        return UNPAIRED if difference.source == UNPAIRED else "one seed"
+    if difference.certain:
+        return "yes"
+    return "no interval" if difference.low is None else "cannot tell"
 
 
 def _each(answers: Answers) -> Iterable[tuple[str, str, Sequence[Cell]]]:
