@@ -401,7 +401,9 @@ def _check_room(root: Path, needed: int, limit: float, about: str) -> None:
             except BlockingIOError:
                 held[path] = _reserved(path)
         elif re.fullmatch(_NAME, path.name):
-            held[path] = sum(file.lstat().st_size for file in path.iterdir())
+            held[path] = 0
+            with contextlib.suppress(PermissionError):  # another user's, closed to this one
+                held[path] = sum(file.lstat().st_size for file in path.iterdir())
     taken, free = sum(held.values()), shutil.disk_usage(root).free
     if taken + needed <= limit and needed <= free:
         return
@@ -443,8 +445,11 @@ def _lock(root: Path, name: str, about: str | None = None) -> Iterator[None]:
     """
     path = root / f"{name}.lock"
     # In a folder that others can write to, a lock could be a link to a file of ours, or a pipe.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    file = os.open(path, flags, 0o666)
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        file = os.open(path, flags | os.O_RDWR, 0o666)
+    except PermissionError:  # another user made it
+        file = os.open(path, flags | os.O_RDONLY, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise OSError(errno.EINVAL, "a lock that is no file: remove it", str(path))
