@@ -11,7 +11,9 @@ import ablation_example
 import command_line
 import pytest
 
+from tl_jax import ablation_config, ablation_results, ablation_work, config_files
 from tl_jax.main import main
+from tl_jax.workdir import WorkDir
 
 
 def start(config, workdir, *more):
@@ -100,6 +102,55 @@ def test_a_finished_sweep_may_get_more_seeds(finished, network, tmp_path, capsys
     config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
     assert start(config, workdir) == 2
     assert "was searched with another" in capsys.readouterr().err
+
+
+DAMAGE = {
+    "summary.json": '{"cost": null, "metrics": {"test": {"accuracy": 0.5, "examples": 130}}}',
+    "measures.json": '{"drift": 3}',
+    "metrics.jsonl": "[1]\nnull\n",
+    "predictions_test.csv": None,
+}
+
+
+def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
+    """And a sweep's own files are made again, or one message."""
+    config, whole = finished
+    sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
+    workdir = tmp_path / whole.name
+    shutil.copytree(whole, workdir)
+    estimates = command_line.read_json(workdir / "ablation" / "estimates.json")["groups"]
+    searched = {
+        group: command_line.read_json(workdir / f"search/{group}/search.json")
+        for group in sweep.groups
+    }
+
+    def statuses():
+        found = ablation_results.collect(
+            sweep, WorkDir(str(workdir)), ("python",), searched, {}, estimates
+        )
+        return [cell["status"] for cell in found["cells"]]
+
+    cell = workdir / "cells" / sweep.cells[0].name
+    assert statuses() == ["finished"] * 4
+    for name, content in DAMAGE.items():
+        before = (cell / name).read_bytes()
+        (cell / name).unlink()
+        if content is not None:
+            (cell / name).write_text(content)
+        assert statuses() == ["failed"] + ["finished"] * 3, name
+        (cell / name).write_bytes(before)
+    for file in (cell / "export").glob("*.safetensors"):
+        file.unlink()
+    assert WorkDir(str(cell)).finished() is None
+    rates = ablation_example.RATES
+    group = next(iter(searched.values()))
+    assert ablation_work.is_search(group, rates)
+    assert not ablation_work.is_search(group, (0.5,))
+    for wrong in ({}, {"trials": 3}, {**group, "trials": []}, {**group, "learning_rate": 7.0}):
+        assert not ablation_work.is_search(wrong, rates)
+    for wrong in ("{}", '{"cells": [], "compared": 3, "measure": 1}', '{"cells": {"a": 3}}'):
+        (workdir / "ablation" / "sweep.json").write_text(wrong)
+        assert start(config, workdir) == 2
 
 
 def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):

@@ -42,8 +42,9 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
     with workdir.lock():
         with _launcher(sweep) as launch:
             estimates = workdir.read_json(ESTIMATES)
-            if estimates is None or estimates.get("groups", {}).keys() != sweep.groups.keys():
+            if not _are_estimates(estimates, sweep):
                 estimates = _estimates(sweep, launch)
+            assert estimates is not None
             sweep_display.plan(sweep, estimates)
             workdir.write_json(SWEEP, sweep.identity())
             workdir.write_json(ESTIMATES, estimates)
@@ -80,7 +81,9 @@ def _claim(sweep: Sweep, workdir: WorkDir) -> None:
     ours = json.loads(json.dumps(sweep.identity()))
     if theirs is None or theirs == ours:
         return
-    if theirs.keys() != ours.keys():
+    cells = theirs.get("cells")
+    whole = isinstance(cells, dict) and all(isinstance(cell, dict) for cell in cells.values())
+    if theirs.keys() != ours.keys() or not whole:
         raise UserError(
             f"{workdir.path / SWEEP} is damaged: remove it, if the cells there are this sweep's"
         )
@@ -144,6 +147,23 @@ def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
     }
 
 
+def _are_estimates(found: Any, sweep: Sweep) -> bool:
+    """Whether a file holds what `_estimates` gives for these groups."""
+    try:
+        each, speed = found["groups"], found["flops_per_second"]
+        numbers = [speed, *(row[name] for row in each.values() for name in ("flops", "trainable"))]
+        kinds = [cache["kind"] for row in each.values() for cache in row["cache"]]
+        words = [row[name] for row in each.values() for name in ("boundary", "prefix")]
+    except (LookupError, TypeError, AttributeError):
+        return False
+    right = all(isinstance(n, int | float) for n in numbers)
+    return (
+        right
+        and all(isinstance(w, str) for w in kinds + words)
+        and each.keys() == sweep.groups.keys()
+    )
+
+
 def _search(
     sweep: Sweep, workdir: WorkDir, launch: Launcher
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -153,7 +173,7 @@ def _search(
     for group in asked:
         with contextlib.suppress(UserError):  # its search will say what is damaged
             found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
-            if found is not None and found.keys() >= ablation_work.FOUND:
+            if found is not None and ablation_work.is_search(found, asked[group][0].rates):
                 searched[group] = found
     tasks = [
         Task(

@@ -10,6 +10,7 @@ from typing import Any
 from tl_jax import ablation_work
 from tl_jax.ablation_config import RATE, Cell, Sweep
 from tl_jax.errors import UserError
+from tl_jax.report import cells as report_cells
 from tl_jax.workdir import WorkDir
 
 _FILES = {"summary": "summary.json", "plan": "plan.json", "measures": "measures.json"}
@@ -45,17 +46,19 @@ def collect(
       errors: by cell, why it has no result.
       estimates: by group, what `ablation_work.estimate` gave.
     """
-    cells = [
+    rows = [
         {
             **_row(cell, sweep, workdir, searched, errors.get(cell.name)),
             "training_flops": estimates[cell.group]["flops"],
         }
         for cell in sweep.cells
     ]
+    axes = {axis: list(names) for axis, names in sweep.axes.items()}
+    cells = [_readable(row, sweep.compared, axes, workdir) for row in rows]
     finished = [cell["summary"] for cell in cells if cell["summary"]]
     return {
         "name": workdir.path.name,
-        "axes": {axis: list(names) for axis, names in sweep.axes.items()},
+        "axes": axes,
         "compared": sweep.compared,
         "command": shlex.join(command),
         "environment": finished[0]["environment"] if finished else {},
@@ -104,15 +107,32 @@ def _row(
         **files,
         "curves": curves,
         "hits": hits,
-        "peak_memory_bytes": summary.get("cost", {}).get("peak_memory_bytes"),
+        "peak_memory_bytes": (summary.get("cost") or {}).get("peak_memory_bytes"),
     }
+
+
+def _readable(
+    row: dict[str, Any], compared: str, axes: Mapping[str, Sequence[str]], workdir: WorkDir
+) -> dict[str, Any]:
+    """The row, or one that failed where its files hold something else than a run writes."""
+    try:
+        report_cells.read({"name": "", "compared": compared, "axes": axes, "cells": [row]})
+        return row
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        path = workdir.path / row["workdir"]
+        said = f"its JSON files are damaged ({error}): remove {path} and start the sweep again"
+        nothing = dict.fromkeys((*_FILES, "hits", "peak_memory_bytes"))
+        return {**row, **nothing, "curves": [], "status": "failed", "error": said}
 
 
 def _curves(own: WorkDir) -> list[dict[str, Any]]:
     file = own.path / "metrics.jsonl"
     try:
         lines = file.read_bytes().splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in lines]
+        if not all(isinstance(record, dict) for record in found):
+            raise ValueError("a line is no JSON object")
+        return found
     except ValueError as error:
         raise UserError(
             f"{file} is damaged ({error}): remove the cell's folder and start the sweep again"
@@ -122,8 +142,10 @@ def _curves(own: WorkDir) -> list[dict[str, Any]]:
 def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
     """Per test example, in the order of the split, whether it was classified rightly."""
     file = own.path / "predictions_test.csv"
-    if summary is None or not file.exists():
+    if summary is None or "test" not in summary["metrics"]:
         return None
+    if not file.exists():
+        raise UserError(f"{file} is missing: remove the cell's folder and start the sweep again")
     rows = csv.DictReader(io.StringIO(file.read_text()))
     hits = [int(row["label"] == row["prediction"]) for row in rows]
     examples = summary["metrics"]["test"]["examples"]

@@ -20,7 +20,6 @@ from tl_jax.workdir import WorkDir
 
 Overrides = Sequence[tuple[str, str]]
 _SHELF_SHARE = 0.1  # of the memory that is free: features that wait for another run
-FOUND = {"trials", "learning_rate", "at_edge"}  # in a search.json
 _PROGRAMS = 100  # that wait for another run
 
 
@@ -137,8 +136,8 @@ def search(
     """
     workdir = WorkDir(path)
     found = workdir.read_json("search.json")
-    if found is not None and found.keys() >= FOUND:
-        return found
+    if is_search(found, rates):
+        return dict(found or {})
     unseen = ("data.splits.test", "None"), ("probe.baselines", "()")
     apart = [*overrides, *unseen, ("logging.figures", "False")]
     trials = _together(config_file, apart, rates, path) or [
@@ -153,6 +152,16 @@ def search(
     found = {"trials": trials, "learning_rate": best, "at_edge": at_edge}
     workdir.write_json("search.json", found)
     return found
+
+
+def is_search(found: Any, rates: Sequence[float]) -> bool:
+    """Whether the content of a `search.json` is of these learning rates."""
+    try:
+        best, tried = found["learning_rate"], [trial["learning_rate"] for trial in found["trials"]]
+        scored = all(t["accuracy"] is None or 0 <= t["accuracy"] <= 1 for t in found["trials"])
+    except (LookupError, TypeError):
+        return False
+    return tried == list(rates) and best in rates and scored and "at_edge" in found
 
 
 @functools.cache

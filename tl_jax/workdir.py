@@ -125,11 +125,12 @@ class WorkDir:
         if "://" in str(folder):
             return summary
         try:
-            for file in pathlib.Path(folder).glob("*.safetensors"):
+            files = list(pathlib.Path(folder).glob("*.safetensors"))
+            for file in files:
                 tensor_files.read_safetensors(file)
         except (UserError, OSError):
             return None
-        return summary
+        return summary if files else None
 
     def exported(self) -> epath.Path:
         """The folder of the trained classifier.

@@ -94,7 +94,7 @@ def test_the_cheapest_of_the_equals_is_named():
                 )
             )
     text = said(sweep(made))[0]
-    assert "The cheapest that we cannot tell from it is cheap: " in text
+    assert "The cheapest in FLOPs that we cannot tell from it is cheap: " in text
     assert "0.25 × the FLOPs" in text and "of dear." in text
 
 

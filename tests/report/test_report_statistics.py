@@ -159,6 +159,18 @@ def test_names_and_their_order_change_nothing():
         assert estimate == estimates[name.removeprefix("other ")]
 
 
+def test_one_seed_is_not_certain_whatever_others_say_of_seeds():
+    """A pool of the spread between seeds makes intervals, not certainty."""
+    hits = np.random.default_rng(0).random((3, 4, 400)) < np.array([0.9, 0.9, 0.2])[:, None, None]
+    setting = setting_of(hits)
+    for seed in ("0", "2", "3"):
+        del setting["s2"][seed]
+    for difference in statistics.compare(setting):
+        assert difference.certain == (difference.seeds > 1 and abs(difference.mean) > 0.3)
+        assert difference.low is not None
+    assert {d.seeds for d in statistics.compare(setting)} == {1, 4}
+
+
 def test_only_shared_seeds_are_compared():
     setting = setting_of(np.random.default_rng(5).random((2, 3, 50)) < 0.8)
     del setting["s0"]["1"], setting["s1"]["2"]

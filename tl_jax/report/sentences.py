@@ -106,7 +106,7 @@ def _equal(answer: Answer, equal: Sequence[Difference]) -> Sentence:
     else:
         gaps = listed([(Name(d.other), f" ({points(d.mean)})") for d in equal], " or ")
     reason = ""
-    if all(d.source == EXAMPLES for d in equal):
+    if all(d.seeds == 1 and d.low is not None for d in equal):
         reason = ": one seed says nothing of how much seeds differ"
     elif all(d.source == UNPAIRED for d in equal):
         pass
@@ -171,7 +171,7 @@ def _cheapest(answer: Answer, equal: Sequence[Difference]) -> Sentence | None:
     _, standing = min(cheaper, key=lambda item: item[0])
     ratios = plain(listed([(text,) for text in _ratios(standing, answer.best)]))
     return (
-        "The cheapest that we cannot tell from it is ",
+        "The cheapest in FLOPs that we cannot tell from it is ",
         Name(standing.strategy),
         f": {ratios} of ",
         Name(answer.best.strategy),
@@ -223,10 +223,16 @@ def caveats(answers: Answers) -> list[Sentence]:
         names = listed([(Name(cell.name),) for cell in overflowed])
         found.append(("Measures of ", *names, " overflowed and are left out."))
     estimates = [s.accuracy for answer in answers.settings for s in answer.standings]
+    differences = [d for answer in answers.settings for d in answer.differences]
     if any(e.seeds == 1 and e.source == EXAMPLES for e in estimates):
         found.append(
             ("Where there is one seed, only test examples are resampled: variation between seeds "
              "is not in the intervals, and no difference counts as certain.",)
+        )  # fmt: skip
+    elif any(d.seeds == 1 for d in differences):
+        found.append(
+            ("A difference over one common seed does not count as certain, whatever its interval: "
+             "how much seeds differ is known of others alone.",)
         )  # fmt: skip
     several = [e.seeds for e in estimates if 1 < e.seeds <= FEW_SEEDS]
     if several:

@@ -72,7 +72,7 @@ class Difference:
     @property
     def certain(self) -> bool:
         """Whether the interval leaves 0 out, and says something of other seeds."""
-        if self.low is None or self.high is None or self.source == EXAMPLES:
+        if self.low is None or self.high is None or self.seeds < 2:
             return False
         return self.low > 0 or self.high < 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tl_jax.report.answers import Answer, Answers
 from tl_jax.report.cells import Cell, mean
-from tl_jax.report.statistics import EXAMPLES, UNPAIRED, Difference
+from tl_jax.report.statistics import UNPAIRED, Difference
 from tl_jax.report.words import (
     NOTHING,
     exact,
@@ -161,8 +161,10 @@ def differences(answers: Answers) -> Table:
 
 
 def _verdict(difference: Difference) -> str:
-    if difference.source in (UNPAIRED, EXAMPLES):
-        return UNPAIRED if difference.source == UNPAIRED else "one seed"
+    if difference.seeds < 2 and difference.low is not None:
+        return "one seed"
+    if difference.source == UNPAIRED:
+        return UNPAIRED
     if difference.certain:
         return "yes"
     return "no interval" if difference.low is None else "cannot tell"
