@@ -22,6 +22,7 @@ SHORT = {
     "optimizer.name": "adam",
     "optimizer.learning_rate": 0.01,
     "logging.every_steps": 1,
+    "logging.figures": False,  # which take longer than the rest of such a run
 }
 
 

@@ -79,6 +79,7 @@ def digits_config(network):
             "train.epochs": 2,
             "optimizer.learning_rate": 0.05,
             "logging.compilation_cache": None,
+            "logging.figures": False,  # which take longer than the rest of such a run
         }
         nested: dict = {}
         for dotted, value in {**base, **fields}.items():

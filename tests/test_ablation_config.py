@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from tl_jax import ablation_config
@@ -58,6 +59,32 @@ def test_axes_may_be_nested_as_the_configuration_is():
     sweep = read(axes={"optimizer": {"learning_rate": (0.1, 0.2)}, "seed": (0,)})
     assert [cell.config.optimizer.learning_rate for cell in sweep.cells] == [0.1, 0.2]
     assert sweep.compared == "optimizer.learning_rate"
+
+
+def test_numbers_may_be_numpy_s():
+    sweep = read(
+        axes=(("seed", tuple(np.arange(2))), ("freeze.strategy", ("full",))),
+        learning_rates=np.logspace(-2, -1, 2),
+    )
+    assert [cell.config.seed for cell in sweep.cells] == [0, 1]
+    assert sweep.cells[0].rates == (0.01, 0.1)
+
+
+def test_an_axis_called_seed_sets_the_seed_alone():
+    sizes = tuple({"name": str(n), "seed": n, "data.examples_per_class": n} for n in (2, 20))
+    refused("seed: its values count as seeds", axes=(("seed", sizes),))
+    others = tuple({"name": str(n), "data.examples_per_class": n} for n in (2, 20))
+    refused("seed: its values count as seeds", axes=(("seed", others),))
+    named = tuple({"name": f"run{n}", "seed": n} for n in (2, 20))
+    assert [cell.config.seed for cell in read(axes=(("seed", named),)).cells] == [2, 20]
+
+
+def test_what_is_compared_sees_the_same_test_examples():
+    splits = ("data.splits.test", ("test[:100]", "test[:200]"))
+    strategies = ("freeze.strategy", ("full", "bitfit"))
+    refused("along data.splits.test the test examples differ", axes=(splits, strategies))
+    assert len(read(axes=(strategies, splits)).cells) == 4
+    assert len(read(axes=(splits, strategies), compare="freeze.strategy").cells) == 4
 
 
 def test_axes_side_by_side():

@@ -1,6 +1,7 @@
 """The frozen prefix computed once: the same training, wherever its rows lie; when, and why not."""
 
 import dataclasses
+import os
 import shutil
 
 import compiler_flags
@@ -225,7 +226,18 @@ def test_what_fits_into_no_memory_is_refused(small, monkeypatch, kind):
     config = small("resnet_bottleneck", cache=kind)
     assert choice(config).kind == kind
     monkeypatch.setattr(memory, f"{kind}_available", lambda: nbytes - 1)
-    with pytest.raises(UserError, match=f"'{kind}' cannot be: 49 .* MB are free"):
+    with pytest.raises(UserError, match=f"'{kind}' cannot be: 49 .* KB are free"):
+        choice(config)
+
+
+def test_images_that_do_not_fit_are_refused(small, monkeypatch):
+    config = small("resnet_bottleneck", cache="device", **{"freeze.strategy": "full"})
+    nbytes = job.prepare(config).examples["train"].image_shape
+    nbytes = 49 * int(np.prod(nbytes))
+    monkeypatch.setattr(memory, "device_available", lambda: nbytes)
+    assert choice(config).kind == "device"
+    monkeypatch.setattr(memory, "device_available", lambda: nbytes - 1)
+    with pytest.raises(UserError, match="'device' cannot be: the images take"):
         choice(config)
 
 
@@ -323,6 +335,14 @@ def test_a_cache_is_shared_by_all_that_see_the_same_rows(small):
     assert keys(small("resnet_base"))["train"] != probe["train"]
     views = keys(small("resnet_bottleneck", **VIEWS))
     assert views["train"] != probe["train"] and views["validation"] == probe["validation"]
+
+
+def test_another_processor_is_another_cache(small, monkeypatch):
+    """Its instructions, of which AVX alone is an example, may round otherwise."""
+    here = keys(small("resnet_bottleneck"))
+    flags = os.environ.get("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_max_isa=AVX")
+    assert not set(keys(small("resnet_bottleneck")).values()) & set(here.values())
 
 
 def test_other_weights_below_the_boundary_are_another_cache(small):

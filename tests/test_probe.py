@@ -180,13 +180,21 @@ def test_values_that_are_none(digits_config):
         "probe.grid.learning_rate": (0.1, 0.1),
         "probe.grid.weight_decay": (0.0, 1e300),
         "probe.grid.seed": (),
-        "probe.grid.input": ("cls", "head"),
-        "probe.baselines": ("svm",),
+        "probe.grid.input": ("cls", "default"),
+        "probe.baselines": ({}, [1]),
     }
     with pytest.raises(UserError) as caught:
         digits_config("resnet_bottleneck", **wrong)
     for name in wrong:
         assert f"config.{name}: " in str(caught.value)
+
+
+def test_the_plan_says_what_the_grid_needs(digits_config, tmp_path, capsys):
+    fields = {**SMALL, "probe.grid.learning_rate": (0.1, 0.2), "train.epochs": 1}
+    fields["probe.baselines"] = ("nearest_neighbours",)
+    trainer.plan(digits_config("resnet_gray", **fields), tmp_path)
+    said = capsys.readouterr().out
+    assert "81 + 51 + 130 activations at head" in said and "config.probe needs them" in said
 
 
 def test_a_grid_on_the_command_line(digits_config, network, tmp_path, capsys):

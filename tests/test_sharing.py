@@ -14,7 +14,6 @@ SMALL = {
     "data.splits.test": "test[:32]",
     "data.batch_size": 16,
     "train.epochs": 2,
-    "logging.figures": False,
 }
 VIEWS = {"freeze.strategy": "top_k", "data.views": 2, "data.augmentation": "flip"}
 RUNS = {  # one after the other; what they may share, and what they may not

@@ -413,7 +413,12 @@ def test_kinds(pretrained, name):
     ("name", "strategy", "options", "part"),
     [
         ("vit_plain", "surgical", {"first": "layer_9"}, "'layer_9' is no block"),
-        ("vit_plain", "surgical", {"first": 3, "last": 1}, "first = 3 lies above last = 1"),
+        (
+            "vit_plain",
+            "surgical",
+            {"first": 3, "last": 1},
+            "up to last = 1 there is no block",
+        ),
         ("vit_plain", "surgical", {"last": 1.5}, "a fraction from 0.0 to 1.0"),
         ("vit_plain", "full", {"batch_norm": "batch"}, "the network has no BatchNorm"),
         ("vit_plain", "full", {"batch_norm": "reestimate"}, "the network has no BatchNorm"),

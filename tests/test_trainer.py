@@ -29,9 +29,8 @@ from tl_jax.workdir import WorkDir
 def finished(digits_config, tmp_path_factory):
     """A work directory of a whole run, with what it returned."""
     path = tmp_path_factory.mktemp("runs") / "resnet"
-    config = digits_config(
-        "resnet_bottleneck", **{"train.checkpoint_every_steps": 2, "logging.every_steps": 4}
-    )
+    fields = {"train.checkpoint_every_steps": 2, "logging.every_steps": 4, "logging.figures": True}
+    config = digits_config("resnet_bottleneck", **fields)
     return path, config, trainer.train(config, path)
 
 

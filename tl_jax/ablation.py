@@ -151,7 +151,10 @@ def _are_estimates(found: Any, sweep: Sweep) -> bool:
     """Whether a file holds what `_estimates` gives for these groups."""
     try:
         each, speed = found["groups"], found["flops_per_second"]
-        numbers = [speed, *(row[name] for row in each.values() for name in ("flops", "trainable"))]
+        numbers = [
+            speed,
+            *(row[name] for row in each.values() for name in ("flops", "shared", "trainable")),
+        ]
         kinds = [cache["kind"] for row in each.values() for cache in row["cache"]]
         words = [row[name] for row in each.values() for name in ("boundary", "prefix")]
     except (LookupError, TypeError, AttributeError):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from tl_jax import config as config_lib
 from tl_jax import config_checks, config_files, corruptions
 from tl_jax.config import Config, Measure, option
@@ -115,7 +117,8 @@ def read(
 ) -> Sweep:
     """The sweep that a config file describes.
 
-    `ablate.axes` is a mapping, or a sequence of pairs, of an axis's name to its values. The name is
+    `ablate.axes` is a sequence of pairs of an axis's name and its values, or a mapping, in which
+    dotted names are nested (`{"freeze": {"strategy": …}}`: a ConfigDict takes no dots). The name is
     that of a field (`seed`, `freeze.strategy`); or any word, if all values are dicts. A value is a
     field's value, or a dict of fields with "name" for what it is called and "learning_rates" for
     those to be tried for it (as many as elsewhere: budgets are matched). `ablate.combine` says
@@ -131,7 +134,7 @@ def read(
     Raises:
       UserError: names every problem: unknown fields, an empty product, cells of the same name.
     """
-    section = dict(fields["ablate"])
+    section = _plain(fields["ablate"])
     base = {name: value for name, value in fields.items() if name != "ablate"}
     mine = [(name, text) for name, text in overrides if name.startswith("ablate.")]
     others = [(name, text) for name, text in overrides if not name.startswith("ablate.")]
@@ -160,7 +163,7 @@ def read(
             cells.append(_cell(values, compared, options, base, others))
         except UserError as error:
             problems += str(error).split("\n  ")[1:] or [str(error)]
-    problems += _alike(cells)
+    problems += _alike(cells) + _unpaired(cells, compared)
     if problems:
         _refuse(problems)
     in_use = {axis: tuple(dict.fromkeys(cell.values[axis] for cell in cells)) for axis in axes}
@@ -170,6 +173,15 @@ def read(
 def _refuse(problems: Sequence[str]) -> None:
     each = list(dict.fromkeys(problems))
     raise UserError("the configuration has problems:\n  " + "\n  ".join(each))
+
+
+def _plain(value: Any) -> Any:
+    """The value with Python's numbers and lists in the place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_plain, value))
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]:
@@ -192,7 +204,7 @@ def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]
             problems.append(f"{where}: stands there twice")
             continue
         if not _is_list(values) or not values:
-            problems.append(f"{where}: {values!r} is no tuple of values")
+            problems.append(f"{where}: {values!r} is no tuple of values, one or more")
             continue
         dicts = [value for value in values if isinstance(value, Mapping)]
         wrong = [key for value in dicts for key in value if not isinstance(key, str)]
@@ -208,6 +220,11 @@ def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]
             )
             continue
         axes[name] = tuple(_value(name, value) for value in values)
+        if name == SEED and any(_fields([value]).keys() != {SEED} for value in axes[name]):
+            problems.append(
+                f"{where}: its values count as seeds of one thing, so it sets the seed and nothing "
+                "else: call an axis of other fields otherwise"
+            )
     setters: dict[str, str] = {}
     for axis, values in axes.items():
         for field in _fields(values):
@@ -359,7 +376,7 @@ def _cell(
         raise UserError(
             "config.ablate.learning_rates: validation chooses: set data.splits.validation"
         )
-    if len(name) > 200:
+    if len(name.encode()) > 200:
         raise UserError(f"config.ablate.axes: {name[:60]}… is too long for a directory: give names")
     group = ",".join(word for axis, word in words.items() if axis != SEED) or "all"
     return Cell(name, names, group, whole, tuple(map(float, rates)), config)
@@ -368,6 +385,21 @@ def _cell(
 def _text(value: Any) -> str:
     """A value as on the command line."""
     return value if isinstance(value, str) else repr(value)
+
+
+def _unpaired(cells: Sequence[Cell], compared: str) -> list[str]:
+    """Cells that are compared on different test examples."""
+    tests: dict[tuple[str, ...], tuple[Any, ...]] = {}
+    for cell in cells:
+        where = tuple(name for axis, name in cell.values.items() if axis != compared)
+        data = cell.config.data
+        own = (data.source, data.dir, data.splits.test)
+        if tests.setdefault(where, own) != own:
+            return [
+                f"config.ablate.compare: along {compared} the test examples differ, and accuracies "
+                "are compared on the same ones: compare another axis"
+            ]
+    return []
 
 
 def _alike(cells: Sequence[Cell]) -> list[str]:

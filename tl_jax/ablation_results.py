@@ -5,12 +5,13 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tl_jax import ablation_work
+from tl_jax import ablation_work, report
 from tl_jax.ablation_config import RATE, Cell, Sweep
+from tl_jax.config import Config
 from tl_jax.errors import UserError
-from tl_jax.report import cells as report_cells
 from tl_jax.workdir import WorkDir
 
 _FILES = {"summary": "summary.json", "plan": "plan.json", "measures": "measures.json"}
@@ -26,6 +27,15 @@ def overrides_of(cell: Cell, searched: Mapping[str, Any]) -> list[tuple[str, str
     if not cell.rates:
         return list(cell.overrides)
     return [*cell.overrides, (RATE, repr(searched[cell.group]["learning_rate"]))]
+
+
+def config_of(cell: Cell, searched: Mapping[str, Any]) -> Config:
+    """What a cell runs with, the learning rate that was found for its group in it."""
+    if not cell.rates:
+        return cell.config
+    optimizer = cell.config.optimizer
+    rate = float(searched[cell.group]["learning_rate"])
+    return replace(cell.config, optimizer=replace(optimizer, learning_rate=rate))
 
 
 def collect(
@@ -84,7 +94,8 @@ def _row(
     if error is None:
         try:
             files = {name: own.read_json(file) for name, file in _FILES.items()}
-            curves, hits = _curves(own), _hits(own, files["summary"])
+            _check_config(own, config_of(cell, searched))
+            curves, hits = _curves(own), _hits(own, cell, files["summary"])
         except UserError as damaged:
             files, error = dict.fromkeys(_FILES), str(damaged)
         except (ValueError, LookupError, TypeError, AttributeError) as damaged:
@@ -94,7 +105,6 @@ def _row(
                 "start the sweep again"
             )
     done = files["summary"] is not None and error is None
-    summary = files["summary"] or {}
     return {
         "name": cell.name,
         "status": "finished" if done else "missing" if error is None else "failed",
@@ -107,7 +117,6 @@ def _row(
         **files,
         "curves": curves,
         "hits": hits,
-        "peak_memory_bytes": (summary.get("cost") or {}).get("peak_memory_bytes"),
     }
 
 
@@ -116,13 +125,23 @@ def _readable(
 ) -> dict[str, Any]:
     """The row, or one that failed where its files hold something else than a run writes."""
     try:
-        report_cells.read({"name": "", "compared": compared, "axes": axes, "cells": [row]})
+        report.check({"name": "", "compared": compared, "axes": axes, "cells": [row]})
         return row
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         path = workdir.path / row["workdir"]
-        said = f"its JSON files are damaged ({error}): remove {path} and start the sweep again"
-        nothing = dict.fromkeys((*_FILES, "hits", "peak_memory_bytes"))
+        what = f"{type(error).__name__}: {error}"
+        said = f"its JSON files are damaged ({what}): remove {path} and start the sweep again"
+        nothing = dict.fromkeys((*_FILES, "hits"))
         return {**row, **nothing, "curves": [], "status": "failed", "error": said}
+
+
+def _check_config(own: WorkDir, config: Config) -> None:
+    """Raises UserError if the run that lies there is not of this configuration."""
+    if different := own.differences(config):
+        raise UserError(
+            f"{own.path} holds another run ({'; '.join(different)}): remove it and start the sweep "
+            "again"
+        )
 
 
 def _curves(own: WorkDir) -> list[dict[str, Any]]:
@@ -139,10 +158,10 @@ def _curves(own: WorkDir) -> list[dict[str, Any]]:
         ) from error
 
 
-def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
+def _hits(own: WorkDir, cell: Cell, summary: Mapping[str, Any] | None) -> list[int] | None:
     """Per test example, in the order of the split, whether it was classified rightly."""
     file = own.path / "predictions_test.csv"
-    if summary is None or "test" not in summary["metrics"]:
+    if summary is None or not cell.config.data.splits.test:
         return None
     if not file.exists():
         raise UserError(f"{file} is missing: remove the cell's folder and start the sweep again")
@@ -150,7 +169,7 @@ def _hits(own: WorkDir, summary: Mapping[str, Any] | None) -> list[int] | None:
     hits = [int(row["label"] == row["prediction"]) for row in rows]
     examples = summary["metrics"]["test"]["examples"]
     accuracy = summary["metrics"]["test"]["accuracy"]
-    if len(hits) != examples or abs(sum(hits) - accuracy * examples) > 0.5:
+    if len(hits) != examples or not abs(sum(hits) - accuracy * examples) < 0.5:
         raise UserError(
             f"{file} is damaged: {sum(hits)} of {len(hits)} answers are right, and summary.json "
             f"has {accuracy:.4f} of {examples}; remove the cell's folder and start the sweep again"

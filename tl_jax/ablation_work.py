@@ -50,7 +50,8 @@ def estimate(config_file: str, overrides: Overrides, measure: Measure) -> dict[s
     Returns:
       "boundary": name of the first block that trains; "prefix": what identifies the frozen prefix
       and its images, "" without one; "cache": kind and reason by phase; "trainable": parameters;
-      "flops": least, of training, the prefix counted once where it is cached.
+      "flops": least, of training, the prefix counted once where it is cached; "shared": those of
+      them that make the frozen prefix.
 
     Raises:
       UserError: the run, or one of its measures, cannot be.
@@ -65,12 +66,14 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
 
     found = job.prepare(config)
     feature_measures.check(found, measure)
-    flops, caches = 0.0, []
+    flops, shared, caches = 0.0, 0.0, []
     size, rows = config.data.batch_size, len(found.examples["train"])
     for stage, least in zip(found.stages, step_cost.least(found), strict=True):
         choice = cache_choice.choose(found, stage)
         below = cache_choice.prefix_share(found, stage) if choice.first else 0.0
         flops += least * ((stage.last - stage.first) * (1 - below) + below * rows / size)
+        if stage is found.stages[0]:
+            shared = least * below * rows / size
         caches.append({"kind": choice.kind, "first": choice.first, "reason": choice.reason})
     stage, first = found.stages[0], caches[0]["first"]
     examples = found.examples["train"]
@@ -85,6 +88,7 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
             if leaf["group"] != "frozen"
         ),
         "flops": flops,
+        "shared": shared,
     }
 
 

@@ -106,7 +106,8 @@ def choose(
         why = f"{at} fit into no memory, nor under config.cache_limit_gb={limit / 1e9:g}"
         return Choice("off", 0, {}, why)
     where = {"device": f"of {_size(device)} free", "host": f"of {_size(host)} free"}
-    text = f"{at} {where.get(kind, 'on disk')}; saves {saved:.0%} of the computation"
+    gain = "config.probe needs them" if needed else f"saves {saved:.0%} of the computation"
+    text = f"{at} {where.get(kind, 'on disk')}; {gain}"
     return Choice(kind, plan.boundary, layouts, text)
 
 
@@ -133,10 +134,15 @@ def _images(job: Job, stage: Stage, obstacle: str) -> Choice:
     kind = "device" if job.config.cache == "device" or (several and fits) else "off"
     if job.config.cache in ("host", "disk"):
         kind = "off"
+    if kind == "device" and layout.nbytes > (most := memory.device_available()):
+        raise UserError(
+            f"config.cache: 'device' cannot be: the images take {_size(layout.nbytes)}, and "
+            f"{_size(most)} are free; leave it at 'auto'"
+        )
     kind = KINDS[parallel.first_process_says(KINDS.index(kind))]
     if kind == "off":
-        return Choice("off", 0, {}, f"no prefix: {obstacle}")
-    text = f"no prefix: {obstacle}; the images ({_size(layout.nbytes)}) stay on the device"
+        return Choice("off", 0, {}, f"no activations: {obstacle}")
+    text = f"no activations: {obstacle}; the images ({_size(layout.nbytes)}) stay on the device"
     return Choice("device", 0, {"train": layout}, text)
 
 
@@ -186,4 +192,6 @@ def _rows_text(layouts: Mapping[str, Layout]) -> str:
 
 
 def _size(nbytes: float) -> str:
+    if nbytes < 1e5:
+        return f"{nbytes / 1e3:.1f} KB"
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

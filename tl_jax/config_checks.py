@@ -177,9 +177,15 @@ def _probe_problems(config: Config) -> list[str]:
             continue
         if not values or not all(map(fits, values)) or len(set(values)) < len(values):
             problems.append(f"config.probe.grid.{name}: {values!r}: give {what}, each once")
-    if len(set(config.probe.baselines)) < len(config.probe.baselines):
+    inputs = config.probe.grid.input or ()
+    if len(inputs) > 1 and "default" in inputs:
+        problems.append(
+            f"config.probe.grid.input: {inputs!r}: 'default' is one of the others: name which, cls "
+            "of a vit, pooled of a resnet"
+        )
+    wrong = [name for name in config.probe.baselines if name not in _BASELINES]
+    for name in wrong:
+        problems.append(f"config.probe.baselines: {name!r} is none of {', '.join(_BASELINES)}")
+    if not wrong and len(set(config.probe.baselines)) < len(config.probe.baselines):
         problems.append(f"config.probe.baselines: {config.probe.baselines!r}: give each once")
-    for name in config.probe.baselines:
-        if name not in _BASELINES:
-            problems.append(f"config.probe.baselines: {name!r} is none of {', '.join(_BASELINES)}")
     return problems

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tl_jax.config import Config
 from tl_jax.errors import printable
 from tl_jax.evaluation import Evaluation
 
@@ -154,8 +155,9 @@ def grid_table(searched: Mapping[str, Any], classes: int, most: int = 5) -> Grou
         ]
         table.add_row(*cells, f"{figures['accuracy']:.4f}", str(figures["epoch"]))
     lost = len(searched["settings"]) - len(found)
-    text = f"{len(searched['settings'])} heads; by validation the best:"
-    lines: list[Any] = [text + (f"; {lost} did not stay finite" if lost else ""), table]
+    infinite = f", of which {lost} did not stay finite" if lost else ""
+    text = f"{len(searched['settings'])} heads{infinite}; by validation the best:"
+    lines: list[Any] = [text, table]
     loss, guessing = ranked[0]["validation"]["loss"], math.log(classes)
     if loss > guessing:
         lines.append(
@@ -204,24 +206,26 @@ def predictions(name: str, ranked: list[tuple[str, float]]) -> Group:
     return Group(escape(printable(name)), table)
 
 
-def what_next(command: Sequence[str], workdir: Any, strategy: str, own_head: bool = False) -> str:
+def what_next(command: Sequence[str], workdir: Any, config: Config, own_head: bool = False) -> str:
     """Commands to try after a run.
 
     Args:
       command: the run's own command line without its work directory.
       workdir: of the run.
-      strategy: that was used.
+      config: of the run.
       own_head: whether the head is one that transformers' classifier does not have.
     """
-    other = "full" if strategy == "top_k" else "top_k"
+    other = "full" if config.freeze.strategy == "top_k" else "top_k"
     again = [*command, f"--config.freeze.strategy={other}", f"--workdir={workdir}_{other}"]
     images = ["python", "run.py", "--mode=predict", f"--workdir={workdir}", "--images"]
+    folder = escape(str(workdir))
+    look = f"Look at {folder}/figures; " if config.logging.figures else ""
     return (
         "\n[bold]What to try next[/]\n"
         "Another strategy (add --mode=plan to see its plan first):\n"
         f"  {escape(shlex.join(again))}\n"
         "The classifier on images of your own:\n"
         f"  {escape(shlex.join(images))} a.png b.png\n"
-        f"Look at {escape(str(workdir))}/figures; {escape(str(workdir))}/export is the classifier, "
+        f"{look}{folder}/export is the classifier, "
         + ("whose trunk transformers loads." if own_head else "for transformers or the Hub.")
     )

@@ -5,12 +5,15 @@ image (or of the image and one of a fixed number of views). It runs over each sp
 batches and the dtype of the training, and the steps begin at the boundary.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
@@ -50,6 +53,7 @@ class Inputs:
       rows: by split, "train" and, if there is one, "validation".
       resident: leaves [rows, …] of the training split on every device, None where they are not.
       seconds: that it took, without compilation; by an earlier run, where that shared its rows.
+      validation_seconds: of these, those of the validation split.
       compile_seconds: of the prefix.
     """
 
@@ -57,6 +61,7 @@ class Inputs:
     rows: Mapping[str, Rows]
     resident: Any
     seconds: float = 0.0
+    validation_seconds: float = 0.0
     compile_seconds: float = 0.0
 
 
@@ -80,6 +85,7 @@ def fill(
     roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
     make_ready, earlier = _Compiling(stages.prefix_of(job, stage)), 0.0
+    spent: dict[str, float] = {}  # by split
     run = _Compiling(
         sharing.programs_of(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
     )
@@ -90,11 +96,13 @@ def fill(
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
                 return track(_run(job, run, devices, below, role, layout), layout)
 
+            begun, compiled, before = time.perf_counter(), run.seconds, 0.0
             if choice.kind == "disk":
                 rows[role] = _shared(job, stage.plan, variables, role, layout, produce)
             else:
-                rows[role], spent = _kept(job, stage.plan, variables, role, layout, produce, run)
-                earlier += spent
+                rows[role], before = _kept(job, stage.plan, variables, role, layout, produce, run)
+            earlier += before
+            spent[role] = time.perf_counter() - begun - (run.seconds - compiled) + before
     resident = None
     if choice.kind == "device" and not choice.first:
         resident = devices.replicate(_read_images(job, rows["train"]))
@@ -103,7 +111,12 @@ def fill(
         inputs = on_devices(inputs, devices)
     compiling = make_ready.seconds + run.seconds
     took = time.perf_counter() - started - compiling + earlier
-    return dataclasses.replace(inputs, seconds=took, compile_seconds=compiling)
+    return dataclasses.replace(
+        inputs,
+        seconds=took,
+        validation_seconds=spent.get("validation", 0.0),
+        compile_seconds=compiling,
+    )
 
 
 def with_room(
@@ -295,7 +308,24 @@ def _key(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
             jax.default_backend(),
             jax.devices()[0].device_kind,
         ],
+        "processor": _processor(),
     }
+
+
+def _processor() -> list[Any]:
+    """What the last bits on a CPU depend on: its instructions and cores, and XLA's flags."""
+    if jax.default_backend() != "cpu":
+        return []
+    apart = ("--xla_force_host_platform_device_count", "--xla_dump")  # counted above; no bits
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(apart)]
+    instructions = platform.processor()
+    with contextlib.suppress(OSError):  # Linux names them all
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        named = [line for line in lines if line.startswith(("flags", "Features"))]
+        instructions = named[0] if named else instructions
+    asked = getattr(os, "sched_getaffinity", None)
+    cores = len(asked(0)) if asked else os.cpu_count()
+    return [hashlib.sha256(instructions.encode()).hexdigest(), cores, sorted(flags)]
 
 
 def _prefix_sha256(job: Job, plan: Plan, variables: Any) -> str:

@@ -245,9 +245,12 @@ def _usable(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield root
     except OSError as error:
         which = f" ({error.filename})" if error.filename and error.filename != str(root) else ""
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError):
+            reason = "a file or a broken link is in the way"
         raise NoRoom(
-            f"config.cache_dir: the cache in {root} cannot be written: "
-            f"{error.strerror or error}{which}. Name another folder, or set config.cache=off."
+            f"config.cache_dir: the cache in {root} cannot be written: {reason}{which}. "
+            "Name another folder, or set config.cache=off."
         ) from error
 
 

@@ -152,7 +152,7 @@ def _run(
         or (name, value) in (("freeze.batch_norm", "batch"), ("freeze.batch_norm", "reestimate"))
     ]
     own_head = summary["model"]["head"] is not None
-    hints = display.what_next(command, flags.workdir, config.freeze.strategy, own_head)
+    hints = display.what_next(command, flags.workdir, config, own_head)
     display.console.print(hints, soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ class Meter:
         self._wait = spent.get("input_wait_seconds", 0.0)
         self._steps = int(spent.get("timed_steps", 0))
         self._compile = spent.get("compile_seconds", 0.0)
-        self._cache = spent.get("cache_seconds", 0.0)
+        self._filled = {**spent.get("filled", {})}
         self._compiled = False
         self._pending: list[tuple[int, Any]] = []
         self._interval, self._epoch = Mean(spent.get("interval")), Mean(spent.get("epoch"))
@@ -76,9 +76,14 @@ class Meter:
         self._since += time.perf_counter() - start
         return result
 
-    def filled(self, seconds: float, compile_seconds: float) -> None:
-        """Takes the time that a cache of the prefix took; it is none of the training's."""
-        self._cache += seconds
+    def filled(
+        self, phase: int, seconds: float, validation_seconds: float, compile_seconds: float
+    ) -> None:
+        """Takes the time that a phase's cache took, of it that of the validation split.
+
+        It is none of the training's. That of an interrupted start, which is lost, does not count.
+        """
+        self._filled[str(phase)] = [seconds, validation_seconds]
         self._compile += compile_seconds
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -137,10 +142,12 @@ class Meter:
 
         Training is counted without compilation, validation and checkpoints; the total with them.
         """
+        cache, validation = (sum(each) for each in zip((0, 0), *self._filled.values(), strict=True))
         return {
             "compile_seconds": self._compile,
             "train_seconds": self._train,
-            "cache_seconds": self._cache,
+            "cache_seconds": float(cache),
+            "cache_validation_seconds": float(validation),
             "total_seconds": self._total + time.perf_counter() - self._started,
             "input_wait_seconds": self._wait,
             "timed_steps": self._steps,
@@ -152,7 +159,7 @@ class Meter:
     def position(self) -> dict[str, Any]:
         """What a resumed run needs to go on counting."""
         sums = {"interval": self._interval.sums, "epoch": self._epoch.sums}
-        return {**self.timing, **sums}
+        return {**self.timing, **sums, "filled": dict(self._filled)}
 
 
 class Mean:

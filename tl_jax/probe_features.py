@@ -3,12 +3,28 @@
 from typing import Any
 
 from tl_jax import cache_choice, display, feature_baselines, feature_cache, parallel, probe
+from tl_jax.cache_choice import Choice
 from tl_jax.config import Config, config_hash
 from tl_jax.errors import UserError
 from tl_jax.feature_cache import Inputs
-from tl_jax.job import prepare
+from tl_jax.job import Job, prepare
 from tl_jax.parallel import DataParallel
 from tl_jax.workdir import WorkDir
+
+
+def choose(config: Config) -> tuple[Job, Choice]:
+    """The job whose head sees all that a grid's heads do, and where its features shall be kept.
+
+    Raises:
+      UserError: there are none that could be kept.
+    """
+    job = prepare(probe.widened(config))
+    probe.check(job)
+    splits = [*cache_choice.SPLITS, *(["test"] if config.probe.baselines else [])]
+    choice = cache_choice.choose(job, job.stages[0], needed=True, splits=splits)
+    if not choice.first:
+        raise UserError(f"config.probe: needs cached features; {choice.reason}")
+    return job, choice
 
 
 def look(
@@ -25,17 +41,12 @@ def look(
     """
     if not probe.wanted(config):
         return {}, None
-    key = config_hash(config)
+    key, baselines = config_hash(config), config.probe.baselines
     found = workdir.read_json("probe.json")
     if found is not None and found.get("config_hash") == key:
         return found, None
-    job = prepare(probe.widened(config))
-    probe.check(job)
-    stage, baselines = job.stages[0], config.probe.baselines
-    splits = [*cache_choice.SPLITS, *(["test"] if baselines else [])]
-    choice = cache_choice.choose(job, stage, needed=True, splits=splits)
-    if not choice.first:
-        raise UserError(f"config.probe: needs cached features; {choice.reason}")
+    job, choice = choose(config)
+    stage = job.stages[0]
     variables = devices.replicate(job.pretrained.variables)
     with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
         choice = feature_cache.with_room(job, stage, choice, variables, needed=True)

@@ -196,7 +196,7 @@ def surgical(
     """
     low, high = _position(network, first)[0], _position(network, last)[-1]
     if low > high:
-        raise ValueError(f"first = {first!r} lies above last = {last!r}")
+        raise ValueError(f"from first = {first!r} up to last = {last!r} there is no block")
     text = f"blocks {network.blocks[low]} to {network.blocks[high]}"
     chosen = train(lambda p: low <= p.block <= high, text=text)
     return Recipe([Phase("surgical", [train("head", HEAD), chosen])])

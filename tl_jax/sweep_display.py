@@ -36,21 +36,24 @@ def plan(sweep: Sweep, estimates: Mapping[str, Any]) -> None:
             escape(printable(found["boundary"])),
             ", ".join(kinds),
         )
-        total += found["flops"] * (len(cells) + tried)
+        total += (found["flops"] - found["shared"]) * (len(cells) + tried)
         runs, trials = runs + len(cells), trials + tried
     console.print(table)
-    prefixes = [found["prefix"] for found in estimates["groups"].values() if found["prefix"]]
+    begin = [found for found in estimates["groups"].values() if found["prefix"]]
+    prefixes = {found["prefix"]: found["shared"] for found in begin}
+    total += sum(prefixes.values())
     minutes = total / estimates["flops_per_second"] / 60
     lines = [
         f"{runs} runs and {trials} trials of learning rates in {len(sweep.groups)} groups.",
-        f"At least {total / 1e9:,.0f} GFLOP, {minutes:.2g} min at the "
+        f"Training takes about {total / 1e9:,.3g} GFLOP, {minutes:.2g} min at the "
         f"{estimates['flops_per_second'] / 1e9:,.3g} GFLOP/s that one forward pass reaches here; "
-        "starting, compiling and measuring come on top.",
+        "starting, compiling, evaluating and measuring come on top.",
     ]
     if prefixes:
         lines.append(
-            f"{len(prefixes)} groups start from a frozen prefix; {len(set(prefixes))} of these "
-            "differ, and those alike are computed once for runs that follow each other."
+            f"Groups that start from a frozen prefix: {len(begin)}; prefixes that differ: "
+            f"{len(prefixes)}. One is computed once for runs that follow each other, and counts "
+            "once."
         )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

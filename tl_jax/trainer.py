@@ -51,15 +51,15 @@ from tl_jax.workdir import MetricsLog, WorkDir
 def plan(config: Config, path: Any) -> dict[str, Any]:
     """Resolves, prints and draws the plan (beside no other run's); nothing is trained."""
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
-    if probe.wanted(config):
-        probe.check(job_lib.prepare(probe.widened(config)))
     job = job_lib.prepare(config)
-    description = job.describe_plan()
+    description, needed = job.describe_plan(), probe.wanted(config)
+    if needed:
+        chosen = [probe_features.choose(config)]
+    else:
+        chosen = [(job, cache_choice.choose(job, stage)) for stage in job.stages]
     choices = [
-        feature_cache.with_room(
-            job, stage, cache_choice.choose(job, stage), job.pretrained.variables
-        )
-        for stage in job.stages
+        feature_cache.with_room(one, stage, choice, one.pretrained.variables, needed=needed)
+        for (one, choice), stage in zip(chosen, job.stages, strict=True)
     ]
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
@@ -214,7 +214,8 @@ def _fit(
                     _fill, job, stage, choices[number], devices, _variables(state, frozen), bar
                 )
                 choices[number] = inputs.choice
-                meter.filled(inputs.seconds, inputs.compile_seconds)
+                took = inputs.seconds, inputs.validation_seconds, inputs.compile_seconds
+                meter.filled(number, *took)
                 runner = Runner(job, stage, devices, inputs, state, frozen, meter)
             while runner and step < stage.last:
                 profile.before(step + 1)

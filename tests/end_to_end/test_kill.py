@@ -23,6 +23,7 @@ def config(network, tmp_path_factory):
             "freeze.strategy": "full",
             "freeze.batch_norm": "batch",
             "data.augmentation": "flip",
+            "logging.figures": True,
         },
     )
 
@@ -35,12 +36,15 @@ def whole(config, tmp_path_factory):
     return path
 
 
-def start_and_kill(config, path, moment):
+UNDRAWN = "--config.logging.figures=False"  # whose time is spent where it is looked at
+
+
+def start_and_kill(config, path, moment, *more):
     """Starts run.py and kills it as soon as `moment(seconds since the start)` is true.
 
     Returns whether the kill came before the end.
     """
-    process = command_line.start("--config", config, "--workdir", path)
+    process = command_line.start("--config", config, "--workdir", path, *more)
     started = time.monotonic()
     while process.poll() is None and not moment(time.monotonic() - started):
         time.sleep(0.0005)
@@ -56,7 +60,7 @@ def test_killed_while_it_trains(config, whole, tmp_path):
     draw = random.Random(0)
     total = len((whole / "metrics.jsonl").read_text().splitlines())
     early = draw.uniform(0, 2)
-    start_and_kill(config, path, lambda seconds: seconds > early)
+    start_and_kill(config, path, lambda seconds: seconds > early, UNDRAWN)
     reached = draw.randint(1, 3)
     while reached < total:
         # Up to so many lines, and then a moment more: steps, evaluations and saves are all hit.
@@ -67,21 +71,23 @@ def test_killed_while_it_trains(config, whole, tmp_path):
                 since.append(seconds)
             return since and seconds > since[0] + later
 
-        assert start_and_kill(config, path, moment)
+        assert start_and_kill(config, path, moment, UNDRAWN)
         assert not (path / "summary.json").exists()
         reached += draw.randint(4, 7)
-    command_line.run("--config", config, "--workdir", path)
+    command_line.run("--config", config, "--workdir", path, UNDRAWN)
     assert command_line.results(path) == command_line.results(whole)
 
 
 def test_killed_while_it_saves(config, whole, tmp_path):
     path = tmp_path / "run"
     kills = [
-        start_and_kill(config, path, lambda _, p=pattern: glob.glob(f"{path}/checkpoints/{p}"))
+        start_and_kill(
+            config, path, lambda _, p=pattern: glob.glob(f"{path}/checkpoints/{p}"), UNDRAWN
+        )
         for pattern in ("*.orbax*/*/d", "9")
     ]
     assert any(kills)  # these moments are short
-    command_line.run("--config", config, "--workdir", path)
+    command_line.run("--config", config, "--workdir", path, UNDRAWN)
     assert command_line.results(path) == command_line.results(whole)
     assert set(os.listdir(path / "checkpoints")) == set(os.listdir(whole / "checkpoints"))
 

@@ -113,7 +113,7 @@ def test_they_resume(together, tmp_path):
     shutil.copytree(path, cut)
     for name in ("summary.json", "evaluation.json"):
         (cut / name).unlink()
-    for name in ("export", "figures", "checkpoints/6"):
+    for name in ("export", "checkpoints/6"):
         shutil.rmtree(cut / name)
     end(start_two(*arguments[:2], "--workdir", cut, *arguments[4:]))
     assert command_line.results(cut) == command_line.results(path)

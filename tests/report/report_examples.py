@@ -54,7 +54,9 @@ def figures(share, n):
     }
 
 
-def summary(share, n=500, *, flops=1e9, parameters=20_000, seconds=10.0, leaves=40, ok=True):
+def summary(
+    share, n=500, *, flops=1e9, parameters=20_000, seconds=10.0, leaves=40, ok=True, memory=None
+):
     return {
         "model": {
             "source": "quickstart/trunk",
@@ -80,8 +82,10 @@ def summary(share, n=500, *, flops=1e9, parameters=20_000, seconds=10.0, leaves=
             "flops_minimum": 0.98 * flops,
             "compile_seconds": 2.5,
             "cache_seconds": 0.5,
+            "cache_validation_seconds": 0.125,
             "train_seconds": seconds,
             "total_seconds": seconds + 6,
+            "peak_memory_bytes": memory,
         },
     }
 
@@ -183,7 +187,6 @@ def cell(values, *, compared="strategy", share=0.8, n=500, status="finished", **
         "curves": [],
         "hits": None,
         "measures": None,
-        "peak_memory_bytes": None,
     }
     return found | fields
 
@@ -238,11 +241,11 @@ def full_sweep(strategies=STRATEGIES, settings=("10", "100"), seeds=("0", "1", "
                     parameters=int(4290 + 395_000 * truth[3]),
                     seconds=float(40 * truth[2] + random.normal(0, 0.3)),
                     leaves=0 if truth[3] == 1 else 40,
+                    memory=int(3e8 + 2e8 * truth[3]),
                 ),
                 curves=curves(share, random),
                 hits=right,
                 measures=measures(strategy, share, truth[4], random),
-                peak_memory_bytes=int(3e8 + 2e8 * truth[3]),
             )
         )
     names = {"surgical,100,2": ("failed", "RunFailed: the loss is not finite at step 12")}

@@ -6,14 +6,35 @@ from typing import Any
 from tl_jax.plan_figure import draw_plan
 from tl_jax.report import answers as answers_lib
 from tl_jax.report import cell_table, cells, markdown, page, pictures, sections
+from tl_jax.report.answers import Answers
 from tl_jax.report.charts import Chart
-from tl_jax.report.sections import Plan
+from tl_jax.report.sections import Plan, Section
 from tl_jax.report.words import plain
 from tl_jax.workdir import WorkDir
 
-__all__ = ["write"]
+__all__ = ["check", "write"]
 
 FOLDER = "ablation"
+
+
+def _compose(results: Mapping[str, Any]) -> tuple[Answers, list[Section]]:
+    answers = answers_lib.find(cells.read(results))
+    return answers, sections.find(answers)
+
+
+def check(results: Mapping[str, Any]) -> None:
+    """Makes of results all that the report says of them, and writes nothing.
+
+    Raises:
+      ValueError, LookupError, TypeError, AttributeError: they are not what runs write.
+    """
+    answers, found = _compose(results)
+    cell_table.csv_text(answers)
+    markdown.write(answers, found)
+    for section in found:
+        for block in section.blocks:
+            if isinstance(block, Plan):
+                draw_plan(block.plan)
 
 
 def write(workdir: WorkDir, results: Mapping[str, Any]) -> list[str]:
@@ -27,8 +48,7 @@ def write(workdir: WorkDir, results: Mapping[str, Any]) -> list[str]:
     Returns:
       What the report says first, a paragraph a string.
     """
-    answers = answers_lib.find(cells.read(results))
-    found = sections.find(answers)
+    answers, found = _compose(results)
     plans: dict[str, bytes] = {}
     for section in found:
         for block in section.blocks:

@@ -186,7 +186,8 @@ def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | Non
     low, high = test.get("accuracy_ci95") or (None, None)
     cost = summary.get("cost") or {}
     flops, steps = finite(cost.get("flops_per_step")), finite(_get(summary, "steps", "trained"))
-    times = [finite(cost.get(name)) for name in ("train_seconds", "cache_seconds")]
+    names = ("train_seconds", "cache_seconds", "cache_validation_seconds")
+    training, cache, unseen = (finite(cost.get(name)) for name in names)
     every = None if flops is None or steps is None else flops * steps
     parameters = _get(summary, "model", "parameters") or {}
     forgetting = measures.get("forgetting") or {}
@@ -206,12 +207,12 @@ def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | Non
         "optimizer_bytes": summary.get("optimizer_state_bytes"),
         "flops_per_step": flops,
         "training_flops": cell.get("training_flops", every) if summary else None,
-        "training_seconds": None if times[0] is None else times[0] + (times[1] or 0.0),
-        "train_seconds": times[0],
+        "training_seconds": None if training is None else training + (cache or 0) - (unseen or 0),
+        "train_seconds": training,
         "total_seconds": cost.get("total_seconds"),
-        "cache_seconds": cost.get("cache_seconds"),
+        "cache_seconds": cache,
         "compile_seconds": cost.get("compile_seconds"),
-        "peak_memory_bytes": cell.get("peak_memory_bytes"),
+        "peak_memory_bytes": cost.get("peak_memory_bytes"),
         "clean_accuracy": _get(measures, "clean", "accuracy") or test.get("accuracy"),
         "shifted_accuracy": mean(row.get("accuracy") for row in measures.get("shifts") or ()),
         "forgetting": None if before is None or after is None else after - before,

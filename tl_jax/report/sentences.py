@@ -163,7 +163,7 @@ def _cheapest(answer: Answer, equal: Sequence[Difference]) -> Sentence | None:
     price = answer.best.means["training_flops"]
     if price is None:
         return None
-    rivals = [answer.standing(d.other) for d in equal if d.low is not None]
+    rivals = [answer.standing(d.other) for d in equal if d.seeds > 1]
     priced = [(s.means["training_flops"], s) for s in rivals if s is not None]
     cheaper = [(cost, s) for cost, s in priced if cost is not None and cost < 0.9 * price]
     if not cheaper:
@@ -322,6 +322,6 @@ def method(answers: Answers) -> list[Sentence]:
     found.append(
         ("Training counts what a frozen prefix makes of each image once where it is kept, and the "
          "steps: FLOPs by the least that they take, times as on this machine, without compiling. "
-         "What several runs share is charged to each.",)
+         "Validation counts in neither. What several runs share is charged to each.",)
     )  # fmt: skip
     return found

@@ -201,7 +201,7 @@ def compare(setting: Mapping[str, Mapping[str, Run]]) -> list[Difference]:
         normal = critical if kept else bonferroni
         width, _ = _half_width(normal, values, float(replicates.std()), pool)
         if kept or width > 1e-12 or (mean == 0 and len(values) > 1):
-            low, high = mean - width, mean + width
+            low, high = max(-1.0, mean - width), min(1.0, mean + width)
         found.append(Difference(one, other, mean, low, high, len(values), source))
     return found + unpaired
 

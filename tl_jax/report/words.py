@@ -43,11 +43,10 @@ def signed(value: str) -> str:
 
 
 def points(difference: float | None) -> str:
-    """0.031 → `+3.1`: percentage points, signed. What rounds to nothing has no sign."""
+    """0.031 → `+3.1`: percentage points, signed; +0.0 is above 0 and −0.0 below, 0.0 is 0."""
     if difference is None:
         return NOTHING
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else signed(text)
+    return "0.0" if abs(difference) < 1e-9 else signed(f"{100 * difference:+.1f}")
 
 
 def interval(low: float | None, high: float | None, *, differences: bool = False) -> str:
