@@ -270,6 +270,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(finished, tmp_path
     config, workdir = finished
     chance, whole, cut = random.Random(0), progress(workdir), tmp_path / "cut"
     arguments = ["--mode=ablate", f"--config={config}", f"--workdir={cut}"]
+    # Of its own, whose files a kill may tear.
+    arguments.append(f"--config.logging.compilation_cache={tmp_path / 'compilation'}")
     for share in sorted(chance.uniform(0.1, 0.9) for _ in range(3)):
         process = command_line.start(*arguments, "--config.ablate.jobs=2")
         while progress(cut) < share * whole and process.poll() is None:

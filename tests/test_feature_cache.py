@@ -113,14 +113,20 @@ def choices_and_outcome(config):
     return kinds, variables, [float(loss) for loss in losses]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_cached_training_is_the_same_bit_for_bit(small, users, case):
+@pytest.mark.bits
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c == "norm_only" else c for c in CASES],
+)
+def test_cached_training_is_the_same_bit_for_bit(small, request, case):
     """With dropout above the boundary, momentum, clipping; on 8 devices; parameters and losses."""
     name, options, prefixes = CASES[case]
-    kind = "device" if name == "vit_smaller" else "host"
+    # An epoch on the device is a loop of steps, whose bits are a step's as users compile them.
+    loops = name == "vit_smaller"
+    kind, run = ("device", request.getfixturevalue("users").map) if loops else ("host", map)
     fields = {"freeze.strategy": case, **{f"freeze.{key}": v for key, v in options.items()}}
     configs = (small(name, cache="off", **fields), small(name, cache=kind, **fields))
-    (_, variables, losses), (kinds, cached, cached_losses) = users.map(choices_and_outcome, configs)
+    (_, variables, losses), (kinds, cached, cached_losses) = run(choices_and_outcome, configs)
     assert [first > 0 for _, first in kinds] == prefixes
     assert {kind for kind, first in kinds if first} == {kind}
     assert_same(variables, cached)
@@ -130,6 +136,7 @@ def test_cached_training_is_the_same_bit_for_bit(small, users, case):
     assert any((a != b).any() for a, b in pairs)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     "fields", [{"cache": "disk"}, {"cache": "device", "parallel": "shard_map"}]
 )
@@ -141,6 +148,7 @@ def test_wherever_the_rows_lie(small, fields):
     )
 
 
+@pytest.mark.bits
 def test_whole_epochs_are_one_program_and_can_be_cut_anywhere(small):
     """A probe's program takes any number of steps: cut inside an epoch, it is compiled once."""
     config = small("resnet_bottleneck", cache="device")
@@ -163,6 +171,7 @@ def test_a_loop_of_steps_is_compiled_once(small, caplog):
 VIEWS = {"data.augmentation": "random_resized_crop", "data.views": 2}
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", ["device", "disk"])
 def test_a_fixed_number_of_views_is_cached_like_one(small, kind):
     fields = {**VIEWS, "freeze.strategy": "top_k"}
@@ -289,6 +298,7 @@ def test_what_cannot_be_is_refused(small, kind, fields):
         choice(small("resnet_bottleneck", cache=kind, **fields))
 
 
+@pytest.mark.bits
 def test_images_that_fit_stay_on_the_device(small):
     """Augmentation draws anew from them; the same training as from the host."""
     fields = {"freeze.strategy": "full", "data.augmentation": "flip", "train.epochs": 2}
@@ -355,6 +365,7 @@ def test_other_weights_below_the_boundary_are_another_cache(small):
     assert feature_cache._key(run, plan, moved, "train") != key
 
 
+@pytest.mark.bits
 def test_several_blocks_outputs_pass_the_boundary(small):
     """A head on the last two blocks: activations are a tuple where the boundary lies between."""
     fields = {"head.last_blocks": 2, "freeze.strategy": "top_k"}
@@ -379,6 +390,7 @@ def test_a_shelf_keeps_what_was_wanted_last():
     assert shelf.rows("large", 50, make("large")) == "large"  # alone it may be larger
 
 
+@pytest.mark.bits
 def test_runs_that_share_a_shelf_compute_the_prefix_once_and_give_the_same(
     digits_config, tmp_path, monkeypatch
 ):

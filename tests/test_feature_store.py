@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tl_jax import feature_store
+from tl_jax import cache_folder, feature_rows, feature_store
 from tl_jax.errors import UserError
-from tl_jax.feature_store import Layout
+from tl_jax.feature_rows import Layout
 
 EXAMPLES, VIEWS = 23, 2
 KEY = {"weights": "abc", "boundary": 3}
@@ -84,8 +84,8 @@ def test_what_is_put_in_comes_out(tmp_path, monkeypatch, shard_bytes):
     monkeypatch.setattr(feature_store, "SHARD_BYTES", shard_bytes)
     check(store(tmp_path))
     check(store(tmp_path, never))
-    assert feature_store.in_memory(LAYOUT, pieces()).labels.shape == (EXAMPLES,)
-    check(feature_store.in_memory(LAYOUT, pieces()))
+    assert feature_rows.in_memory(LAYOUT, pieces()).labels.shape == (EXAMPLES,)
+    check(feature_rows.in_memory(LAYOUT, pieces()))
     assert LAYOUT.row_bytes == 34
 
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_written_to_its_end_is_removed(tmp_path):
         yield next(pieces())
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(feature_store.NoRoom, match="No space left"):
+    with pytest.raises(cache_folder.NoRoom, match="No space left"):
         store(tmp_path, full)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     check(store(tmp_path))
@@ -318,7 +318,7 @@ def test_reading_needs_no_right_to_write(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "utime", refused)
-    monkeypatch.setattr(feature_store, "_lock", refused)
+    monkeypatch.setattr(cache_folder, "lock", refused)
     check(store(tmp_path, never))
 
 

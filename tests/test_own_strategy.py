@@ -15,6 +15,7 @@ from tl_jax.main import main
 from tl_jax.strategies import STRATEGIES
 
 ROOT = pathlib.Path(__file__).parent.parent
+OWN = ("--config.logging.figures=False", "--config.logging.compilation_cache=None")
 DOCUMENT = (ROOT / "docs" / "strategies.md").read_text()
 
 
@@ -32,7 +33,7 @@ def test_the_example_runs(registry, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.chdir(ROOT)
     arguments = ["--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run")]
-    assert main([*arguments, "--config.data.splits.train=train[:192]"]) == 0
+    assert main([*arguments, "--config.data.splits.train=train[:192]", *OWN]) == 0
     plan, summary = (read_json(tmp_path / "run" / f"{name}.json") for name in ("plan", "summary"))
     assert [phase["name"] for phase in plan["phases"]] == ["norms", "top"]
     upper = {leaf["block_index"] for leaf in plan["leaves"] if leaf["group"] == "trunk/upper"}

@@ -64,6 +64,7 @@ def searched(config):
     return probe.search(wide, inputs, devices), inputs, wide, devices
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

@@ -68,6 +68,7 @@ def test_seed_rate_and_length_share_every_program(
     assert weights[0] != weights[1] and len(hashes) == 1
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [("resnet_bottleneck", "lora"), ("resnet_basic", "lora"), ("resnet_bottleneck", "full")],

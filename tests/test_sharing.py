@@ -29,6 +29,7 @@ RUNS = {  # one after the other; what they may share, and what they may not
 }
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     "name", [pytest.param("resnet_basic", marks=pytest.mark.slow), "vit_smaller"]
 )

@@ -10,9 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 from summary_contract import SUMMARY, wrong_fields
 
-from tl_jax import config as config_lib
 from tl_jax import (
-    feature_store,
+    cache_folder,
     input_pipeline,
     job,
     load_pretrained,
@@ -21,6 +20,7 @@ from tl_jax import (
     runner,
     trainer,
 )
+from tl_jax import config as config_lib
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.workdir import WorkDir
 
@@ -108,6 +108,7 @@ class Stop(Exception):
 
 
 # No checkpoint, an epoch's end, mid-epoch; a resident epoch is one call but for its checkpoints.
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("cache", "stop_after"), [("off", 1), ("off", 3), ("off", 5), ("device", 2), ("device", 3)]
 )
@@ -141,6 +142,7 @@ def test_a_resumed_run_ends_bit_for_bit_alike(finished, tmp_path, monkeypatch, c
     assert deterministic(tmp_path) == deterministic(path)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("cache", ["device", "host"])
 def test_an_epoch_may_be_one_step(digits_config, tmp_path, cache):
     fields = {"data.splits.train": "train[:48]", "data.batch_size": 32, "train.epochs": 3}
@@ -157,7 +159,7 @@ def test_auto_goes_without_where_the_disk_turns_out_full(digits_config, tmp_path
     def no_room(job, stage, choice, *args):
         chosen.append(choice.kind)
         if choice.kind != "off":
-            raise feature_store.NoRoom("config.cache_dir: No space left on device")
+            raise cache_folder.NoRoom("config.cache_dir: No space left on device")
         return fill(job, stage, choice, *args)
 
     monkeypatch.setattr(trainer.feature_cache, "fill", no_room)

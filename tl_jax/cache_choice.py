@@ -13,7 +13,7 @@ import numpy as np
 
 from tl_jax import config_checks, costs, memory, parallel, param_tree, sharing
 from tl_jax.errors import UserError
-from tl_jax.feature_store import Layout
+from tl_jax.feature_rows import Layout
 from tl_jax.freezing import Plan
 from tl_jax.job import Job
 from tl_jax.phases import Stage

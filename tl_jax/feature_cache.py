@@ -23,7 +23,9 @@ import PIL
 
 import tl_jax
 from tl_jax import (
+    cache_folder,
     depth_map,
+    feature_rows,
     feature_store,
     input_pipeline,
     parallel,
@@ -34,7 +36,7 @@ from tl_jax import (
 )
 from tl_jax.cache_choice import SPLITS, Choice
 from tl_jax.errors import UserError
-from tl_jax.feature_store import Layout, Pieces
+from tl_jax.feature_rows import Layout, Pieces
 from tl_jax.freezing import Plan
 from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
@@ -144,7 +146,7 @@ def with_room(
         about = _about(job, plan, " + ".join(choice.layouts))
         try:
             feature_store.check_room(config.cache_dir, caches, config.cache_limit_gb * 1e9, about)
-        except feature_store.NoRoom as error:
+        except cache_folder.NoRoom as error:
             problem = str(error)
     if not parallel.first_process_says(bool(problem)):
         return choice
@@ -164,7 +166,7 @@ def on_devices(inputs: Inputs, devices: DataParallel) -> Inputs:
     if inputs.resident is not None:
         return inputs
     train = inputs.rows["train"]
-    assert isinstance(train, feature_store.ActivationRows)
+    assert isinstance(train, feature_rows.ActivationRows)
     kept = devices.replicate({"activations": train.tree(), "label": train.labels})
     return dataclasses.replace(inputs, resident=kept)
 
@@ -183,7 +185,7 @@ def _kept(
 
     def make() -> tuple[Rows, float]:
         started, compiled = time.perf_counter(), run.seconds
-        rows = feature_store.in_memory(layout, produce())
+        rows = feature_rows.in_memory(layout, produce())
         made.append(time.perf_counter() - started - (run.seconds - compiled))
         return rows, made[0]
 

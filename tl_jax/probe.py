@@ -31,7 +31,7 @@ from tl_jax import train_step as steps
 from tl_jax.config import Config, Grid
 from tl_jax.errors import NotFinite, UserError
 from tl_jax.feature_cache import Inputs
-from tl_jax.feature_store import ActivationRows
+from tl_jax.feature_rows import ActivationRows
 from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
 from tl_jax.models import heads

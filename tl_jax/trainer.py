@@ -11,10 +11,10 @@ import jax
 from tl_jax import (
     batch_norm,
     cache_choice,
+    cache_folder,
     certificate,
     display,
     feature_cache,
-    feature_store,
     figures,
     lora,
     memory,
@@ -101,7 +101,7 @@ def train(config: Config, path: Any, command: str | None = None) -> dict[str, An
     workdir.check_writable()
     memory.reset_peak()
     if config.cache == "disk":
-        feature_store.check_folder(config.cache_dir)
+        cache_folder.check(config.cache_dir)
     with workdir.lock() if parallel.is_first() else contextlib.nullcontext():
         return _judged(_train(config, workdir, started, command))
 
@@ -276,7 +276,7 @@ def _fill(
     bar.say(f"cache {choice.kind}: {choice.reason}")
     try:
         return feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
-    except feature_store.NoRoom as error:  # less than there was when it was asked for
+    except cache_folder.NoRoom as error:  # less than there was when it was asked for
         if job.config.cache != "auto" or jax.process_count() > 1:
             raise
         choice = feature_cache.without(str(error))

@@ -14,10 +14,12 @@ import pytest
 @pytest.fixture(scope="module")
 def config(network, tmp_path_factory):
     """Everything that a checkpoint can hold: trunk, statistics and Adam's moments."""
+    folder = tmp_path_factory.mktemp("config")
     return command_line.write_config(
-        tmp_path_factory.mktemp("config") / "short.py",
+        folder / "short.py",
         network("resnet_no_shortcut"),
         **{
+            "logging.compilation_cache": str(folder / "compilation"),  # whose files a kill may tear
             "train.epochs": 4,
             "train.checkpoint_every_steps": 2,
             "freeze.strategy": "full",
