@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_jax import ablation_results, ablation_work, launchers, report, sweep_display
-from tl_jax.ablation_config import SEED, Cell, Sweep
+from tl_jax.ablation_axes import SEED
+from tl_jax.ablation_config import Cell, Sweep
 from tl_jax.errors import RunFailed, UserError
 from tl_jax.launchers import Launcher, Task
 from tl_jax.workdir import WorkDir

@@ -5,24 +5,18 @@ what the command line makes of it: `Cell.overrides` are `--config.FIELD=VALUE` o
 """
 
 import dataclasses
-import itertools
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from tl_jax import ablation_axes, config_checks, config_files, corruptions
 from tl_jax import config as config_lib
-from tl_jax import config_checks, config_files, corruptions
+from tl_jax.ablation_axes import RATES, SEED, Axes, fields_of, is_list, safe
 from tl_jax.config import Config, Measure, option
-from tl_jax.errors import UserError, nearest, printable
+from tl_jax.errors import UserError
 
-SEED = "seed"
 RATE = "optimizer.learning_rate"
-_OWN = ("name", "learning_rates")  # keys of a value that are no fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,15 +128,15 @@ def read(
     Raises:
       UserError: names every problem: unknown fields, an empty product, cells of the same name.
     """
-    section = _plain(fields["ablate"])
+    section = ablation_axes.plain(fields["ablate"])
     base = {name: value for name, value in fields.items() if name != "ablate"}
     mine = [(name, text) for name, text in overrides if name.startswith("ablate.")]
     others = [(name, text) for name, text in overrides if not name.startswith("ablate.")]
-    axes, problems = _axes(section.pop("axes", None))
+    axes, problems = ablation_axes.read(section.pop("axes", None))
     keep = section.pop("keep", None)
     if keep is not None and not callable(keep):
         problems.append(f"config.ablate.keep: {keep!r} is no function of a cell's fields")
-    problems += _effect_problems(axes, others)
+    problems += ablation_axes.without_effect(axes, others)
     options, found = config_files.section(Ablate, section, mine, "ablate.")
     problems += found
     if not problems:
@@ -151,8 +145,8 @@ def read(
             problems.append(f"config.{RATE}: is without effect, as ablate.learning_rates are tried")
     if problems:
         _refuse(problems)
-    drawn = list(_combine(axes, options.combine))
-    kept = [values for values in drawn if keep is None or _asked(keep, _fields(values.values()))]
+    drawn = list(ablation_axes.combine(axes, options.combine))
+    kept = [values for values in drawn if keep is None or _asked(keep, fields_of(values.values()))]
     if not kept:
         dropped = f": ablate.keep drops all {len(drawn)}" if drawn else ": an axis has no value"
         raise UserError(f"config.ablate: the sweep has no cell{dropped}")
@@ -175,100 +169,7 @@ def _refuse(problems: Sequence[str]) -> None:
     raise UserError("the configuration has problems:\n  " + "\n  ".join(each))
 
 
-def _plain(value: Any) -> Any:
-    """The value with Python's numbers and lists in the place of NumPy's."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map(_plain, value))
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def _axes(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]:
-    """Each axis's values as dicts of fields with "name"; and problems."""
-    if isinstance(given, Mapping):
-        given = list(config_files.flatten(given))
-    listed = given if _is_list(given) else ()
-    pairs = [pair for pair in listed if _is_list(pair) and len(pair) == 2]
-    if not pairs or len(pairs) < len(listed):
-        said = 'give pairs of an axis\'s name and its values, as in (("seed", (0, 1)),)'
-        return {}, [f"config.ablate.axes: {given!r}: {said}"]
-    axes: dict[str, tuple[dict[str, Any], ...]] = {}
-    problems = []
-    for name, values in pairs:
-        where = f"config.ablate.axes: {name}"
-        if not isinstance(name, str) or not name:
-            problems.append(f"config.ablate.axes: {name!r} is no axis's name: give a field's")
-            continue
-        if name in axes:
-            problems.append(f"{where}: stands there twice")
-            continue
-        if not _is_list(values) or not values:
-            problems.append(f"{where}: {values!r} is no tuple of values, one or more")
-            continue
-        dicts = [value for value in values if isinstance(value, Mapping)]
-        wrong = [key for value in dicts for key in value if not isinstance(key, str)]
-        wrong += [v["name"] for v in dicts if not isinstance(v.get("name", ""), str)]
-        if wrong:
-            problems.append(f"{where}: {wrong[0]!r} is no name")
-            continue
-        labelled = len(dicts) == len(values)
-        if not labelled and name not in config_files.known_fields():
-            problems.append(
-                f"{where}: no such field, and an axis of another name takes dicts of fields"
-                f"{nearest(str(name), config_files.known_fields())}"
-            )
-            continue
-        axes[name] = tuple(_value(name, value) for value in values)
-        if name == SEED and any(_fields([value]).keys() != {SEED} for value in axes[name]):
-            problems.append(
-                f"{where}: its values count as seeds of one thing, so it sets the seed and nothing "
-                "else: call an axis of other fields otherwise"
-            )
-    setters: dict[str, str] = {}
-    for axis, values in axes.items():
-        for field in _fields(values):
-            if (other := setters.setdefault(field, axis)) != axis:
-                problems.append(
-                    f"config.ablate.axes: {field}: both {other} and {axis} set it: a field belongs "
-                    "to one axis"
-                )
-    return axes, problems
-
-
-def _effect_problems(
-    axes: Mapping[str, Sequence[Mapping]], overrides: Sequence[tuple[str, str]]
-) -> list[str]:
-    """Fields that are without effect in a sweep."""
-    overridden, problems = {name for name, _ in overrides}, []
-    set_by_axes = set().union(*(_fields(values) for values in axes.values()))
-    if "control" in overridden | set_by_axes:
-        problems.append(
-            "config.control: is without effect in a sweep: let an axis set freeze.strategy to it"
-        )
-    for name in sorted(overridden):
-        every = [axis for axis, values in axes.items() if values and all(name in v for v in values)]
-        if every:
-            problems.append(f"config.{name}: is without effect, as the axis {every[0]} sets it")
-    return problems
-
-
-def _value(axis: str, value: Any) -> dict[str, Any]:
-    """A value as a dict of fields with "name"."""
-    if not isinstance(value, Mapping):
-        return {"name": _safe(value), axis: value}
-    fields = {name: each for name, each in value.items() if name not in _OWN}
-    called = value.get("name") or "+".join(_safe(each) for each in fields.values())
-    return {**value, "name": _safe(called)}
-
-
-def _safe(value: Any) -> str:
-    """A value as part of a file's name."""
-    text = PurePath(value).name if isinstance(value, str) and "/" in value else str(value)
-    return re.sub(r"[^\w.+-]+", "_", printable(text)).strip("_.") or "_"
-
-
-def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> list[str]:
+def _option_problems(options: Ablate, axes: Axes) -> list[str]:
     problems = []
     if options.compare is not None and options.compare not in axes:
         problems.append(
@@ -278,14 +179,14 @@ def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> 
     if options.combine == "list" and len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         problems.append(f"config.ablate.combine: side by side axes are of one length: {said}")
-    searching = [name for name, values in axes.items() if any(_OWN[1] in v for v in values)]
+    searching = [name for name, values in axes.items() if any(RATES in v for v in values)]
     if len(searching) > 1:
         problems.append(
             f"config.ablate.learning_rates: the values of {' and '.join(searching)} have their "
             "own: let those of one axis have them"
         )
     own = [
-        value["learning_rates"] for values in axes.values() for value in values if _OWN[1] in value
+        value["learning_rates"] for values in axes.values() for value in values if RATES in value
     ]
     rates = [*own, *([] if options.learning_rates is None else [options.learning_rates])]
     wrong = [given for given in rates if not _are_rates(given)]
@@ -320,27 +221,10 @@ def _option_problems(options: Ablate, axes: Mapping[str, Sequence[Mapping]]) -> 
     return problems
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
 def _are_rates(values: Any) -> bool:
-    each = values if _is_list(values) else ()
+    each = values if is_list(values) else ()
     fit = all(type(value) in (int, float) and 0 < value < math.inf for value in each)
     return bool(each) and fit and len(set(each)) == len(each)
-
-
-def _combine(axes: Mapping[str, Sequence[Mapping]], how: str) -> Iterator[dict[str, Mapping]]:
-    rows = (
-        itertools.product(*axes.values()) if how == "product" else zip(*axes.values(), strict=True)
-    )
-    for row in rows:
-        yield dict(zip(axes, row, strict=True))
-
-
-def _fields(values: Iterable[Mapping]) -> dict[str, Any]:
-    """All fields that some values set."""
-    return {n: v for value in values for n, v in value.items() if n not in _OWN}
 
 
 def _asked(keep: Callable, fields: dict[str, Any]) -> bool:
@@ -359,17 +243,17 @@ def _cell(
     base: Mapping[str, Any],
     overrides: Sequence[tuple[str, str]],
 ) -> Cell:
-    changed = [(name, _text(value)) for name, value in _fields(values.values()).items()]
+    changed = [(name, _text(value)) for name, value in fields_of(values.values()).items()]
     whole = (*overrides, *changed, ("control", "None"))
     config = config_files.resolve(base, whole)
     names = {axis: value["name"] for axis, value in values.items()}
     words = {
-        axis: f"{_safe(axis.rsplit('.', 1)[-1])}={name}"
+        axis: f"{safe(axis.rsplit('.', 1)[-1])}={name}"
         if axis != compared or name[0].isdigit()
         else name
         for axis, name in names.items()
     }
-    own = [value[_OWN[1]] for value in values.values() if _OWN[1] in value]
+    own = [value[RATES] for value in values.values() if RATES in value]
     rates = own[0] if own else options.learning_rates or ()
     name = ",".join(words.values())
     if rates and not config.data.splits.validation:
