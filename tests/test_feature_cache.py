@@ -268,6 +268,30 @@ def test_auto_goes_without_where_the_disk_is_full(small, monkeypatch):
         trained(small("resnet_bottleneck", cache="disk"))
 
 
+def test_a_disk_has_room_for_the_caches_of_all_phases_or_none_is_computed(
+    small, tmp_path, monkeypatch
+):
+    fields = {"freeze.strategy": "gradual_unfreezing", "freeze.groups": 2, "cache": "disk"}
+    run = job.prepare(small("resnet_bottleneck", **fields))
+    sizes = [cache_choice.choose(run, stage).nbytes for stage in run.stages]
+    assert sorted(sizes)[-2] > 0, "two phases have a cache"
+    limit = (sum(sizes) - 1) / 1e9
+    config = small("resnet_bottleneck", **fields, cache_limit_gb=limit)
+    monkeypatch.setattr(feature_cache, "_run", None)
+    for start in (trainer.plan, trainer.train):
+        with pytest.raises(UserError, match=r"head .*; train \+ validation up to stages.* needs"):
+            start(config, tmp_path / "run")
+
+
+def test_what_a_cache_took_is_known_to_those_who_find_it(small, tmp_path):
+    """A second run, or a resumed one, counts what the first spent."""
+    config = small("resnet_bottleneck", cache="disk", **{"train.epochs": 2})
+    took = [trainer.train(config, tmp_path / str(n))["cost"] for n in range(2)]
+    for name in ("cache_seconds", "cache_validation_seconds"):
+        assert took[0][name] > 0
+    assert took[1]["cache_validation_seconds"] == took[0]["cache_validation_seconds"]
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

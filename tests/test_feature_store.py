@@ -52,8 +52,31 @@ def pieces(size=8):
             yield [leaf[start:stop] for leaf in leaves()], LABELS[start:stop]
 
 
-def store(folder, produce=pieces, limit=1e9, key=KEY):
-    return feature_store.on_disk(folder, key, LAYOUT, produce, limit, "the sample")
+class Timed:
+    """What gives rows, and took so many seconds."""
+
+    def __init__(self, produce, seconds=1.5):
+        self._produce, self._seconds = produce, seconds
+
+    def __call__(self):
+        return self._produce()
+
+    def seconds(self):
+        return self._seconds
+
+
+def store(folder, produce=pieces, limit=1e9, key=KEY, seconds=1.5):
+    timed = Timed(produce, seconds)
+    return feature_store.on_disk(folder, key, LAYOUT, timed, limit, "the sample")
+
+
+def test_rows_know_what_they_took_whoever_made_them(tmp_path):
+    assert feature_rows.in_memory(LAYOUT, Timed(pieces, 2.5)).seconds == 2.5
+    assert store(tmp_path, seconds=2.5).seconds == 2.5
+    assert store(tmp_path, never, seconds=0.1).seconds == 2.5
+    manifest = tmp_path / feature_store.name_of(KEY) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("2.5", "NaN"))
+    assert store(tmp_path, seconds=0.1).seconds == 0.1
 
 
 def check(rows):
@@ -84,8 +107,8 @@ def test_what_is_put_in_comes_out(tmp_path, monkeypatch, shard_bytes):
     monkeypatch.setattr(feature_store, "SHARD_BYTES", shard_bytes)
     check(store(tmp_path))
     check(store(tmp_path, never))
-    assert feature_rows.in_memory(LAYOUT, pieces()).labels.shape == (EXAMPLES,)
-    check(feature_rows.in_memory(LAYOUT, pieces()))
+    assert feature_rows.in_memory(LAYOUT, Timed(pieces)).labels.shape == (EXAMPLES,)
+    check(feature_rows.in_memory(LAYOUT, Timed(pieces)))
     assert LAYOUT.row_bytes == 34
 
 

@@ -181,7 +181,7 @@ def test_values_that_are_none(digits_config):
         "probe.grid.learning_rate": (0.1, 0.1),
         "probe.grid.weight_decay": (0.0, 1e300),
         "probe.grid.seed": (),
-        "probe.grid.input": ("cls", "default"),
+        "probe.grid.input": ({}, "default"),
         "probe.baselines": ({}, [1]),
     }
     with pytest.raises(UserError) as caught:

@@ -145,7 +145,7 @@ def of_probe(config: Config) -> list[str]:
     by_seed = ["data.views"] if data.views else by_seed
     if grid.seed and by_seed:
         problems.append(f"seed: {by_seed[0]} would change with it, too")
-    if len(set(grid.input or ())) > 1:
+    if len(grid.input or ()) > 1:
         if head.last_blocks > 1 and "pooled" in (grid.input or ()):
             problems.append("input: of several last_blocks only cls and cls+mean go together")
         elif head.kind == "mlp" and head.hidden is None:

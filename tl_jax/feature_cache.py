@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,7 +36,7 @@ from tl_jax import (
 )
 from tl_jax.cache_choice import SPLITS, Choice
 from tl_jax.errors import UserError
-from tl_jax.feature_rows import Layout, Pieces
+from tl_jax.feature_rows import ActivationRows, Layout, Pieces
 from tl_jax.freezing import Plan
 from tl_jax.input_pipeline import Rows
 from tl_jax.job import Job
@@ -86,38 +86,35 @@ def fill(
     started = time.perf_counter()
     roles = [role for role in SPLITS if role in job.examples]
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
-    make_ready, earlier = _Compiling(stages.prefix_of(job, stage)), 0.0
-    spent: dict[str, float] = {}  # by split
+    make_ready = _Compiling(stages.prefix_of(job, stage))
+    spent: dict[str, float] = {}  # seconds by split, whichever run it was that spent them
     run = _Compiling(
         sharing.programs_of(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
     )
     if choice.first:
         below = devices.replicate(make_ready(variables))
+        begun = time.perf_counter()
         for role, layout in choice.layouts.items():
 
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
                 return track(_run(job, run, devices, below, role, layout), layout)
 
-            begun, compiled, before = time.perf_counter(), run.seconds, 0.0
-            if choice.kind == "disk":
-                rows[role] = _shared(job, stage.plan, variables, role, layout, produce)
-            else:
-                rows[role], before = _kept(job, stage.plan, variables, role, layout, produce, run)
-            earlier += before
-            spent[role] = time.perf_counter() - begun - (run.seconds - compiled) + before
+            keep = _shared if choice.kind == "disk" else _kept
+            found = keep(job, stage.plan, variables, role, layout, _Timed(produce, run))
+            rows[role], spent[role] = found, found.seconds
+        started += time.perf_counter() - begun  # leaves out waiting for others, too
     resident = None
     if choice.kind == "device" and not choice.first:
         resident = devices.replicate(_read_images(job, rows["train"]))
     inputs = Inputs(choice, rows, resident)
     if choice.kind == "device":
         inputs = on_devices(inputs, devices)
-    compiling = make_ready.seconds + run.seconds
-    took = time.perf_counter() - started - compiling + earlier
+    rest = time.perf_counter() - started - make_ready.seconds
     return dataclasses.replace(
         inputs,
-        seconds=took,
+        seconds=rest + sum(spent.values()),
         validation_seconds=spent.get("validation", 0.0),
-        compile_seconds=compiling,
+        compile_seconds=make_ready.seconds + run.seconds,
     )
 
 
@@ -136,24 +133,52 @@ def with_room(
     Raises:
       UserError: there is no room, and the configuration asks for a disk, or the rows are needed.
     """
-    if choice.kind != "disk":
+    problem = _room_problem(job, [(stage, choice)], variables)
+    if not problem:
         return choice
-    config, plan, problem = job.config, stage.plan, ""
+    if needed or job.config.cache != "auto":
+        raise UserError(problem)
+    return without(problem)
+
+
+def check_room(job: Job, choices: Sequence[tuple[Stage, Choice]], variables: Any) -> None:
+    """Refuses caches for which a disk has no room, before the first of them is computed.
+
+    Args:
+      job: whose phases they are.
+      choices: of the phases that are still to come.
+      variables: of the network at the start.
+
+    Raises:
+      UserError: not all of them fit where the configuration asks for a disk.
+    """
+    if job.config.cache == "disk" and (problem := _room_problem(job, choices, variables)):
+        raise UserError(problem)
+
+
+def _room_problem(job: Job, choices: Sequence[tuple[Stage, Choice]], variables: Any) -> str:
+    """Why a disk cannot hold all of these, "" where it can: what the first process says."""
+    config, problem = job.config, ""
+    kept = [(stage, choice) for stage, choice in choices if choice.kind == "disk"]
+    if not kept:
+        return ""
     if parallel.is_first():
-        caches = [
-            (_key(job, plan, variables, role), layout) for role, layout in choice.layouts.items()
-        ]
-        about = _about(job, plan, " + ".join(choice.layouts))
+        caches, about = {}, []
+        for stage, choice in kept:
+            about.append(_about(job, stage.plan, " + ".join(choice.layouts)))
+            for role, layout in choice.layouts.items():
+                key = _key(job, stage.plan, variables, role)
+                caches[feature_store.name_of(key)] = key, layout
+        limit = config.cache_limit_gb * 1e9
         try:
-            feature_store.check_room(config.cache_dir, caches, config.cache_limit_gb * 1e9, about)
+            feature_store.check_room(
+                config.cache_dir, list(caches.values()), limit, "; ".join(about)
+            )
         except cache_folder.NoRoom as error:
             problem = str(error)
     if not parallel.first_process_says(bool(problem)):
-        return choice
-    problem = problem or "config.cache_dir: the first process has no room there"
-    if needed or config.cache != "auto":
-        raise UserError(problem)
-    return without(problem)
+        return ""
+    return problem or "config.cache_dir: the first process has no room there"
 
 
 def without(problem: str) -> Choice:
@@ -177,21 +202,11 @@ def _kept(
     variables: Any,
     role: str,
     layout: Layout,
-    produce: Callable[[], Pieces],
-    run: "_Compiling",
-) -> tuple[Rows, float]:
-    """A split's rows in memory, and the seconds that an earlier run spent on them."""
-    made: list[float] = []
-
-    def make() -> tuple[Rows, float]:
-        started, compiled = time.perf_counter(), run.seconds
-        rows = feature_rows.in_memory(layout, produce())
-        made.append(time.perf_counter() - started - (run.seconds - compiled))
-        return rows, made[0]
-
+    produce: "_Timed",
+) -> ActivationRows:
+    """A split's rows in memory, made by this run or an earlier one."""
     key = json.dumps(_key(job, plan, variables, role), sort_keys=True)
-    rows, spent = sharing.rows(key, layout.nbytes, make)
-    return rows, 0.0 if made else spent
+    return sharing.rows(key, layout.nbytes, lambda: feature_rows.in_memory(layout, produce))
 
 
 class _Compiling:
@@ -209,6 +224,21 @@ class _Compiling:
         if not self._called:
             self._called, self.seconds = True, time.perf_counter() - started
         return found
+
+
+class _Timed:
+    """What gives rows, and `seconds()` since it began to, without compilation."""
+
+    def __init__(self, produce: Callable[[], Pieces], run: _Compiling):
+        self._produce, self._run = produce, run
+        self._started, self._compiled = time.perf_counter(), run.seconds
+
+    def __call__(self) -> Pieces:
+        self._started, self._compiled = time.perf_counter(), self._run.seconds
+        return self._produce()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started - (self._run.seconds - self._compiled)
 
 
 def _prefix_step(job: Job, plan: Plan, devices: DataParallel) -> Callable:
@@ -255,21 +285,21 @@ def _shared(
     variables: Any,
     role: str,
     layout: Layout,
-    produce: Callable[[], Pieces],
-) -> Rows:
+    produce: _Timed,
+) -> ActivationRows:
     """A split's rows on disk; the first process writes them, all compute them."""
     config, key = job.config, _key(job, plan, variables, role)
     about, limit = _about(job, plan, layout.name), config.cache_limit_gb * 1e9
 
-    def on_disk(produce: Callable[[], Pieces]) -> Rows:
+    def on_disk() -> ActivationRows:
         return feature_store.on_disk(config.cache_dir, key, layout, produce, limit, about)
 
     if jax.process_count() == 1:
-        return on_disk(produce)
+        return on_disk()
     there = parallel.is_first() and feature_store.find(config.cache_dir, key, layout) is not None
     if not parallel.first_process_says(int(there)):
         if parallel.is_first():
-            on_disk(produce)
+            on_disk()
         else:
             for _ in produce():  # the first process needs this one's devices
                 pass

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,12 +23,14 @@ class ActivationRows:
       shards: the leaves of each shard, [rows of a shard, …].
       structure: of the tree that the leaves make up.
       labels: int32 [N], by example.
+      seconds: that making them took the run that did.
     """
 
     name: str
     shards: Sequence[Leaves]
     structure: Any
     labels: np.ndarray
+    seconds: float = 0.0
 
     cheap = True  # see `input_pipeline.Rows`
 
@@ -106,13 +108,22 @@ class Layout:
 Pieces = Iterable[tuple[Leaves, np.ndarray]]  # leaves and labels of consecutive rows
 
 
-def in_memory(layout: Layout, pieces: Pieces) -> ActivationRows:
+class Produce(Protocol):
+    """What gives the rows of a split, and the seconds since it was called."""
+
+    def __call__(self) -> Pieces: ...  # noqa: D102
+
+    def seconds(self) -> float: ...  # noqa: D102
+
+
+def in_memory(layout: Layout, produce: Produce) -> ActivationRows:
     """The rows in the host's memory."""
     leaves, labels, done = layout.empty(layout.rows), np.empty(layout.rows, np.int32), 0
-    for parts, found in pieces:
+    for parts, found in produce():
         for leaf, part in zip(leaves, parts, strict=True):
             leaf[done : done + len(found)] = part
         labels[done : done + len(found)] = found
         done += len(found)
     assert done == layout.rows
-    return ActivationRows(layout.name, [leaves], layout.structure, labels[: layout.examples])
+    by_example, took = labels[: layout.examples], produce.seconds()
+    return ActivationRows(layout.name, [leaves], layout.structure, by_example, took)

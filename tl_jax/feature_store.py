@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import safetensors.numpy
 
 from tl_jax import cache_folder, tensor_files
 from tl_jax.errors import UserError
-from tl_jax.feature_rows import ActivationRows, Layout, Leaves, Pieces
+from tl_jax.feature_rows import ActivationRows, Layout, Leaves, Produce
 
 SHARD_BYTES = 64 * 2**20
 _LABELS = "labels.safetensors"
@@ -36,7 +36,7 @@ def on_disk(
     folder: str | os.PathLike[str],
     key: Mapping[str, Any],
     layout: Layout,
-    produce: Callable[[], Pieces],
+    produce: Produce,
     limit_bytes: float,
     about: str,
 ) -> ActivationRows:
@@ -63,7 +63,7 @@ def on_disk(
             cache_folder.remove(path)
             side = cache_folder.reserve(path, layout.nbytes, limit_bytes, about)
             try:
-                _write(side, path, key, layout, produce(), about)
+                _write(side, path, key, layout, produce, about)
             except BaseException:
                 cache_folder.remove(side)
                 raise
@@ -130,13 +130,16 @@ def find(
             shards.append([tensors[str(i)].read() for i in range(len(tensors))])
         labels = tensor_files.read_safetensors(path / _LABELS)["labels"].read()
         _check_rows(layout, shards, labels)
+        seconds = float(manifest["seconds"])
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"it took {seconds} s")
     except (*cache_folder.DAMAGE, UserError) as error:
         if not quiet:
             log.warning("the cache %s is damaged (%s): making it again", path, error)
         return None
     with contextlib.suppress(OSError):  # it is another user's
         os.utime(path)
-    return ActivationRows(layout.name, shards, layout.structure, labels)
+    return ActivationRows(layout.name, shards, layout.structure, labels, seconds)
 
 
 def _regular(path: Path) -> Path:
@@ -169,7 +172,7 @@ def _check_rows(layout: Layout, shards: Sequence[Leaves], labels: np.ndarray) ->
 
 
 def _write(
-    side: Path, path: Path, key: Mapping[str, Any], layout: Layout, pieces: Pieces, about: str
+    side: Path, path: Path, key: Mapping[str, Any], layout: Layout, produce: Produce, about: str
 ) -> None:
     """Writes the folder under its side name and renames it."""
     files: dict[str, dict[str, int]] = {}
@@ -191,7 +194,7 @@ def _write(
         save(f"{len(files):05d}.safetensors", tensors)
         filled = 0
 
-    for parts, found in pieces:
+    for parts, found in produce():
         labels.append(found)
         done = 0
         while done < len(found):
@@ -204,6 +207,7 @@ def _write(
     if filled:
         flush()
     save(_LABELS, {"labels": np.concatenate(labels)[: layout.examples].astype(np.int32)})
-    manifest = {"about": about, "key": dict(key), "files": files}
+    facts = {"about": about, "seconds": produce.seconds(), "key": dict(key)}
+    manifest = {**facts, "files": files}
     (side / cache_folder.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     cache_folder.finish(side, path)

@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging as absl_logging
 
 from tl_jax import ablation_config, config_files, process
-from tl_jax.config import Config
+from tl_jax.config import Config, Probe
 from tl_jax.errors import NOT_UTF8, RunFailed, UserError, is_text, printable, printable_lines
 
 # Fields that mean something to --mode eval.
@@ -178,6 +178,8 @@ def _control(config: Config) -> Config:
     """The same run with another strategy, of default options, and no control."""
     assert config.control is not None
     other = config_files.with_strategy(config, config.control)
+    if config.control == "from_scratch":  # trains more than a head
+        return dataclasses.replace(other, control=None, probe=Probe())
     grid = dataclasses.replace(config.probe.grid, seed=None)  # which a random trunk depends on
     return dataclasses.replace(
         other, control=None, probe=dataclasses.replace(config.probe, grid=grid)

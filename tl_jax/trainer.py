@@ -61,6 +61,8 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
         feature_cache.with_room(one, stage, choice, one.pretrained.variables, needed=needed)
         for (one, choice), stage in zip(chosen, job.stages, strict=True)
     ]
+    phases = list(zip(job.stages, choices, strict=True))
+    feature_cache.check_room(chosen[0][0], phases, chosen[0][0].pretrained.variables)
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
     for stage, choice in zip(job.stages, choices, strict=True):
@@ -186,6 +188,9 @@ def _fit(
     else:
         state, frozen, position = _restore(job, checkpoints, checkpoints.last)
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
+    phases = list(zip(job.stages, choices, strict=True))[position["phase"] :]
+    if features is None:
+        feature_cache.check_room(job, phases, start)
     step, proofs = int(state.step), list(position["proofs"])
     log = MetricsLog(workdir, step, writes=parallel.is_first())
     timing = position["timing"]
