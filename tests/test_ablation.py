@@ -117,6 +117,13 @@ DAMAGE = (
     ("measures.json", '{"drift": 3}'),
     ("metrics.jsonl", "[1]\nnull\n"),
     ("predictions_test.csv", None),
+    ("summary.json", {"environment": [1]}),
+    ("metrics.jsonl", "[" * 100_000),
+    ("predictions_test.csv", "\0" * 200_000),
+    ("predictions_test.csv", os.mkdir),
+    ("config.json", "{}"),
+    ("config.json", None),
+    ("plan.json", "{}"),
     ("plan.json", {"phases": 3}),
     ("plan.json", {"leaves": [{"path": "a"}]}),
     ("summary.json", {"cost": "x"}),
@@ -155,9 +162,13 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
         (cell / name).unlink()
         if isinstance(content, dict):  # these fields alone are wrong
             content = json.dumps(json.loads(before) | content)
-        if content is not None:
+        if content is os.mkdir:
+            os.mkdir(cell / name)
+        elif content is not None:
             (cell / name).write_text(content)
         assert statuses() == ["failed"] + ["finished"] * 3, name
+        if (cell / name).is_dir():
+            (cell / name).rmdir()
         (cell / name).write_bytes(before)
     for file in (cell / "export").glob("*.safetensors"):
         file.unlink()
@@ -295,7 +306,7 @@ def test_a_cell_that_fails_stops_no_other(network, tmp_path, capsys):
         tmp_path, network("resnet_basic"), axes=axes, learning_rates=None, measure=nothing
     )
     assert start(config, tmp_path / "run", "--config.train.epochs=2") == 1
-    assert "1 of 2 cells" in capsys.readouterr().err
+    assert "no result of 1 of 2 cells" in capsys.readouterr().err
     good, bad = ablation_example.rows(tmp_path / "run")
     assert (good["optimizer.learning_rate"], good["status"]) == ("0.1", "finished")
     assert (bad["optimizer.learning_rate"], bad["status"]) == ("1e+38", "failed")

@@ -75,8 +75,14 @@ def test_an_axis_called_seed_sets_the_seed_alone():
     refused("seed: its values count as seeds", axes=(("seed", sizes),))
     others = tuple({"name": str(n), "data.examples_per_class": n} for n in (2, 20))
     refused("seed: its values count as seeds", axes=(("seed", others),))
+    rates = ({"seed": 0}, {"seed": 1, "learning_rates": (7.0,)})
+    refused("seed: its values count as seeds", axes=(("seed", rates),), learning_rates=(1.0,))
     named = tuple({"name": f"run{n}", "seed": n} for n in (2, 20))
     assert [cell.config.seed for cell in read(axes=(("seed", named),)).cells] == [2, 20]
+
+
+def test_a_sweep_has_a_test_split():
+    refused("data.splits.test", overrides=[("data.splits.test", "None")], axes=(("seed", (0,)),))
 
 
 def test_what_is_compared_sees_the_same_test_examples():

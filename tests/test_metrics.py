@@ -1,7 +1,11 @@
 """The meter of the running training."""
 
+import itertools
+
+import numpy as np
 import pytest
 
+from tl_jax import metrics
 from tl_jax.metrics import Meter
 
 
@@ -16,3 +20,19 @@ def test_a_cache_that_is_filled_again_counts_once():
     assert timing["cache_seconds"] == pytest.approx(7.0)
     assert timing["cache_validation_seconds"] == pytest.approx(2.0)
     assert timing["compile_seconds"] == pytest.approx(2.0)
+
+
+def test_training_time_begins_with_the_first_step(monkeypatch):
+    """Not with what makes ready for it: schedules, orders, weights on their devices."""
+    clock = itertools.count()  # a second passes between any two looks at it
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: float(next(clock)))
+    meter = Meter(16, lambda step: 0.1, 1000, 0.0, {})
+    meter.expect_compilation()
+    for _ in range(100):
+        metrics.time.perf_counter()
+    for step in (1, 2):
+        meter.run(lambda: None)
+        meter.add(step, {"loss": np.float32(1.0)})
+    meter.read()
+    assert meter.timing["compile_seconds"] == 1.0
+    assert meter.timing["train_seconds"] == 1.0

@@ -59,7 +59,7 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
     failed = [cell["name"] for cell in results["cells"] if cell["status"] != "finished"]
     if failed:
         raise RunFailed(
-            f"{len(failed)} of {len(sweep.cells)} cells have no result: {', '.join(failed[:5])}"
+            f"no result of {len(failed)} of {len(sweep.cells)} cells: {', '.join(failed[:5])}"
             + (" …" if len(failed) > 5 else "")
             + "; the report says why, and the same command tries again what is not damaged"
         )

@@ -57,7 +57,7 @@ def read(given: Any) -> tuple[dict[str, tuple[dict[str, Any], ...]], list[str]]:
             )
             continue
         axes[name] = tuple(_value(name, value) for value in values)
-        if name == SEED and any(fields_of([value]).keys() != {SEED} for value in axes[name]):
+        if name == SEED and any(value.keys() - {NAME} != {SEED} for value in axes[name]):
             problems.append(
                 f"{where}: its values count as seeds of one thing, so it sets the seed and nothing "
                 "else: call an axis of other fields otherwise"

@@ -260,6 +260,8 @@ def _cell(
         raise UserError(
             "config.ablate.learning_rates: validation chooses: set data.splits.validation"
         )
+    if not config.data.splits.test:
+        raise UserError("config.data.splits.test: a sweep compares answers on it: set it")
     if len(name.encode()) > 200:
         raise UserError(f"config.ablate.axes: {name[:60]}… is too long for a directory: give names")
     group = ",".join(word for axis, word in words.items() if axis != SEED) or "all"

@@ -17,6 +17,13 @@ from tl_jax.workdir import WorkDir
 _FILES = {"summary": "summary.json", "plan": "plan.json", "measures": "measures.json"}
 
 
+# What reading files makes of another content than a run writes.
+_DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    *(OSError, csv.Error),
+)
+
+
 def cell_path(cell: Cell) -> str:
     """Of its work directory inside the sweep's."""
     return f"cells/{cell.name}"
@@ -94,11 +101,13 @@ def _row(
     if error is None:
         try:
             files = {name: own.read_json(file) for name, file in _FILES.items()}
+            if empty := [file for name, file in _FILES.items() if not files[name]]:
+                raise LookupError(f"{' and '.join(empty)}: missing or empty")
             _check_config(own, config_of(cell, searched))
             curves, hits = _curves(own), _hits(own, cell, files["summary"])
         except UserError as damaged:
             files, error = dict.fromkeys(_FILES), str(damaged)
-        except (ValueError, LookupError, TypeError, AttributeError) as damaged:
+        except _DAMAGE as damaged:
             files = dict.fromkeys(_FILES)
             error = (
                 f"its files are damaged ({type(damaged).__name__}: {damaged}): remove {path} and "
@@ -125,9 +134,11 @@ def _readable(
 ) -> dict[str, Any]:
     """The row, or one that failed where its files hold something else than a run writes."""
     try:
-        report.check({"name": "", "compared": compared, "axes": axes, "cells": [row]})
+        own = {} if row["summary"] is None else row["summary"]["environment"]
+        alone = {"name": "", "compared": compared, "axes": axes, "environment": own}
+        report.check({**alone, "cells": [row]})
         return row
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         path = workdir.path / row["workdir"]
         what = f"{type(error).__name__}: {error}"
         said = f"its JSON files are damaged ({what}): remove {path} and start the sweep again"
@@ -137,6 +148,8 @@ def _readable(
 
 def _check_config(own: WorkDir, config: Config) -> None:
     """Raises UserError if the run that lies there is not of this configuration."""
+    if not own.read_json("config.json"):
+        raise LookupError("config.json is missing or empty")
     if different := own.differences(config):
         raise UserError(
             f"{own.path} holds another run ({'; '.join(different)}): remove it and start the sweep "

@@ -51,7 +51,7 @@ def estimate(config_file: str, overrides: Overrides, measure: Measure) -> dict[s
       "boundary": name of the first block that trains; "prefix": what identifies the frozen prefix
       and its images, "" without one; "cache": kind and reason by phase; "trainable": parameters;
       "flops": least, of training, the prefix counted once where it is cached; "shared": those of
-      them that make the frozen prefix.
+      them that make the frozen prefix; "by_seed": whether each seed has a prefix of its own.
 
     Raises:
       UserError: the run, or one of its measures, cannot be.
@@ -77,6 +77,8 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
         caches.append({"kind": choice.kind, "first": choice.first, "reason": choice.reason})
     stage, first = found.stages[0], caches[0]["first"]
     examples = found.examples["train"]
+    data = config.data
+    drawn = data.examples_per_class is not None or data.fraction is not None or bool(data.views)
     prefix = f"{found.pretrained.checkpoint.sha256} {first} {examples.fingerprint}"
     return {
         "boundary": stage.plan.blocks[found.plan.boundary],
@@ -89,6 +91,7 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
         ),
         "flops": flops,
         "shared": shared,
+        "by_seed": drawn or found.plan.trunk == "random",
     }
 
 
@@ -145,7 +148,7 @@ def search(
     unseen = ("data.splits.test", "None"), ("probe.baselines", "()")
     apart = [*overrides, *unseen, ("logging.figures", "False")]
     trials = _together(config_file, apart, rates, path) or [
-        _trial(config_file, [*apart, (RATE, repr(rate))], rate, f"{path}/learning_rate={rate:g}")
+        _trial(config_file, [*apart, (RATE, repr(rate))], rate, f"{path}/learning_rate={rate!r}")
         for rate in rates
     ]
     finite = [trial for trial in trials if trial["accuracy"] is not None]

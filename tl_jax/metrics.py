@@ -59,14 +59,17 @@ class Meter:
         self._compiled = False
 
     def run(self, step: Callable, *args: Any) -> Any:
-        """Calls the step; the first call of a kind compiles and is timed apart."""
+        """Calls the step; the first call of a kind compiles and is timed apart.
+
+        What made ready for it is no training either.
+        """
         if self._compiled:
             return step(*args)
         start = time.perf_counter()
         result = step(*args)
-        seconds = time.perf_counter() - start
-        self._compile, self._compiled = self._compile + seconds, True
-        self._since += seconds
+        end = time.perf_counter()
+        self._compile, self._compiled = self._compile + end - start, True
+        self._since = self._since + end - start if self._pending else end
         return result
 
     def aside(self, function: Callable, *args: Any) -> Any:

@@ -12,6 +12,7 @@ from tl_jax.ablation_config import Sweep
 from tl_jax.display import accuracy, console
 from tl_jax.errors import printable
 from tl_jax.launchers import Outcome
+from tl_jax.report.words import counted
 
 
 def plan(sweep: Sweep, estimates: Mapping[str, Any]) -> None:
@@ -39,19 +40,25 @@ def plan(sweep: Sweep, estimates: Mapping[str, Any]) -> None:
         total += (found["flops"] - found["shared"]) * (len(cells) + tried)
         runs, trials = runs + len(cells), trials + tried
     console.print(table)
-    begin = [found for found in estimates["groups"].values() if found["prefix"]]
-    prefixes = {found["prefix"]: found["shared"] for found in begin}
+    prefixes: dict[tuple[str, int | None], float] = {}
+    begin = 0
+    for group, cells in sweep.groups.items():
+        if (found := estimates["groups"][group])["prefix"]:
+            begin += 1
+            seeds = [cell.config.seed for cell in cells] if found["by_seed"] else [None]
+            prefixes |= {(found["prefix"], seed): found["shared"] for seed in seeds}
     total += sum(prefixes.values())
     minutes = total / estimates["flops_per_second"] / 60
     lines = [
-        f"{runs} runs and {trials} trials of learning rates in {len(sweep.groups)} groups.",
+        f"{counted(runs, 'run')} and {counted(trials, 'trial')} of learning rates in "
+        f"{counted(len(sweep.groups), 'group')}.",
         f"Training takes about {total / 1e9:,.3g} GFLOP, {minutes:.2g} min at the "
         f"{estimates['flops_per_second'] / 1e9:,.3g} GFLOP/s that one forward pass reaches here; "
         "starting, compiling, evaluating and measuring come on top.",
     ]
     if prefixes:
         lines.append(
-            f"Groups that start from a frozen prefix: {len(begin)}; prefixes that differ: "
+            f"Groups that start from a frozen prefix: {begin}; prefixes that differ: "
             f"{len(prefixes)}. One is computed once for runs that follow each other, and counts "
             "once."
         )

@@ -6,7 +6,7 @@ from report_examples import cell, full_sweep, hits, summary, sweep
 
 from tl_jax.report import accuracy_charts, cells, charts, sections, sentences
 from tl_jax.report import answers as answers_lib
-from tl_jax.report.words import plain, points
+from tl_jax.report.words import finite, plain, points
 
 
 def found(results):
@@ -106,6 +106,11 @@ def test_training_time_has_the_prefix_of_what_is_trained_on():
     assert one.numbers["training_seconds"] == 3.0 + 0.5 - 0.125  # without the validation split's
 
 
+def test_damaged_numbers_are_none():
+    assert [finite(x) for x in (10**400, float("nan"), True, "1", 3)] == [None] * 4 + [3.0]
+    assert charts.log_ticks([-5.0, 10.0])  # and of these none is a place on a logarithmic axis
+
+
 def test_what_is_near_nothing_has_its_sign():
     """Or an interval that leaves 0 out could not be told from one that does not."""
     assert [points(x) for x in (0.0004, -0.0004, 0.0, 1e-17)] == ["+0.0", "−0.0", "0.0", "0.0"]
@@ -145,7 +150,7 @@ def test_certificates_of_nothing_are_not_ok():
 
 def test_unfinished_cells_and_edges_are_said():
     note = said(full_sweep(n=100))[-1]
-    assert "2 of 48 cells have no result (1 failed)" in note
+    assert "2 of 48 cells without a result (1 failed)" in note
     assert "The learning rate of bitfit (examples_per_class = 10, 0.03)" in note
     assert "chosen at the edge of its grid" in note
 

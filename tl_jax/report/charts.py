@@ -28,8 +28,9 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     """Round numbers that a logarithmic axis over these values is labelled with, some on each side.
 
     Args:
-      values: all above 0.
+      values: those above 0 count.
     """
+    values = [value for value in values if value > 0] or [1.0]
     low, high = math.log10(min(values)), math.log10(max(values))
     mantissas = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 3.5 else (1,)
     exponents = range(math.floor(low) - 1, math.ceil(high) + 2)

@@ -201,7 +201,7 @@ def caveats(answers: Answers) -> list[Sentence]:
         total = counted(len(answers.sweep.cells), "cell")
         failed = sum(cell.status == "failed" for cell in unfinished)
         found.append(
-            (f"{len(unfinished)} of {total} have no result ({failed} failed); means and "
+            (f"{len(unfinished)} of {total} without a result ({failed} failed); means and "
              "differences are over the seeds that are there.",)
         )  # fmt: skip
     if edges := _grouped(answers.at_edge):

@@ -20,9 +20,12 @@ Sentence = tuple["str | Name", ...]
 
 def finite(value: Any) -> float | None:
     """A finite number as a float; None for everything else, truth values included."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def exact(value: float | None) -> str:
