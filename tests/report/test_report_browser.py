@@ -8,14 +8,13 @@ import time
 import pytest
 
 BROWSER, DRIVER = pathlib.Path("/usr/bin/chromium"), pathlib.Path("/usr/bin/chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER.exists() and DRIVER.exists()), reason="chromium and chromedriver are not installed"
-)
+if not (BROWSER.exists() and DRIVER.exists()):
+    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+pytest.importorskip("selenium")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    pytest.importorskip("selenium")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
