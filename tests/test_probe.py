@@ -196,6 +196,7 @@ def test_the_plan_says_what_the_grid_needs(digits_config, tmp_path, capsys):
     trainer.plan(digits_config("resnet_gray", **fields), tmp_path)
     said = capsys.readouterr().out
     assert "81 + 51 + 130 activations at head" in said and "config.probe needs them" in said
+    assert "grid of 2 heads" in said and "control" not in said
 
 
 def test_a_grid_on_the_command_line(digits_config, network, tmp_path, capsys):

@@ -69,6 +69,11 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
         phase = f" in {stage.plan.phase}" if len(choices) > 1 else ""
         text = f"cache{phase} {choice.kind}: {choice.reason}"
         display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if probe.has_grid(config):
+        count = len(probe.settings(config))
+        display.console.print(f"grid of {count} heads: validation chooses which is the run's")
+    if config.control is not None:
+        display.console.print(f"control {config.control}: runs beside it, with as many steps")
     workdir = WorkDir(path)
     if parallel.is_first() and not workdir.differences(config):
         workdir.write_json("plan.json", description)
