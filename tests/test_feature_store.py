@@ -75,8 +75,9 @@ def test_rows_know_what_they_took_whoever_made_them(tmp_path):
     assert store(tmp_path, seconds=2.5).seconds == 2.5
     assert store(tmp_path, never, seconds=0.1).seconds == 2.5
     manifest = tmp_path / feature_store.name_of(KEY) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("2.5", "NaN"))
-    assert store(tmp_path, seconds=0.1).seconds == 0.1
+    for wrong in ("NaN", "-1", "1" + 400 * "0", '"x"'):
+        manifest.write_text(manifest.read_text().replace("2.5", wrong))
+        assert store(tmp_path, seconds=2.5).seconds == 2.5
 
 
 def check(rows):

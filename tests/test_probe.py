@@ -181,13 +181,15 @@ def test_values_that_are_none(digits_config):
         "probe.grid.learning_rate": (0.1, 0.1),
         "probe.grid.weight_decay": (0.0, 1e300),
         "probe.grid.seed": (),
-        "probe.grid.input": ({}, "default"),
-        "probe.baselines": ({}, [1]),
+        "probe.grid.input": ("cls", "head"),
+        "probe.baselines": ("svm",),
     }
-    with pytest.raises(UserError) as caught:
-        digits_config("resnet_bottleneck", **wrong)
-    for name in wrong:
-        assert f"config.{name}: " in str(caught.value)
+    no_words = {"probe.grid.input": ({}, "default"), "probe.baselines": ({}, [1])}
+    for fields in (wrong, no_words):
+        with pytest.raises(UserError) as caught:
+            digits_config("resnet_bottleneck", **fields)
+        for name in fields:
+            assert f"config.{name}: " in str(caught.value)
 
 
 def test_the_plan_says_what_the_grid_needs(digits_config, tmp_path, capsys):

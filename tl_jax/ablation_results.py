@@ -11,17 +11,10 @@ from typing import Any
 from tl_jax import ablation_work, report
 from tl_jax.ablation_config import RATE, Cell, Sweep
 from tl_jax.config import Config
-from tl_jax.errors import UserError
+from tl_jax.errors import DAMAGE, UserError
 from tl_jax.workdir import WorkDir
 
 _FILES = {"summary": "summary.json", "plan": "plan.json", "measures": "measures.json"}
-
-
-# What reading files makes of another content than a run writes.
-_DAMAGE = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
-    *(OSError, csv.Error),
-)
 
 
 def cell_path(cell: Cell) -> str:
@@ -107,7 +100,7 @@ def _row(
             curves, hits = _curves(own), _hits(own, cell, files["summary"])
         except UserError as damaged:
             files, error = dict.fromkeys(_FILES), str(damaged)
-        except _DAMAGE as damaged:
+        except DAMAGE as damaged:
             files = dict.fromkeys(_FILES)
             error = (
                 f"its files are damaged ({type(damaged).__name__}: {damaged}): remove {path} and "
@@ -138,7 +131,7 @@ def _readable(
         alone = {"name": "", "compared": compared, "axes": axes, "environment": own}
         report.check({**alone, "cells": [row]})
         return row
-    except _DAMAGE as error:
+    except DAMAGE as error:
         path = workdir.path / row["workdir"]
         what = f"{type(error).__name__}: {error}"
         said = f"its JSON files are damaged ({what}): remove {path} and start the sweep again"

@@ -16,11 +16,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from tl_jax.errors import UserError
+from tl_jax.errors import DAMAGE, UserError
 
 MANIFEST = "manifest.json"  # in which a cache says what it is "about"
 _NEEDS = "needs"  # bytes that a cache in the making will hold
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _NAME = "[0-9a-f]{32}"  # of a cache's folder
 _ROOM = ".tl_jax_room"  # the lock under which room is counted and reserved
 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """What a user can cause, and how messages name things; `main` prints them and exits with code 2."""
 
+import csv
 import difflib
 import re
 import sys
@@ -17,6 +18,12 @@ class RunFailed(Exception):
 class NotFinite(RunFailed):
     """A loss or gradient is not finite."""
 
+
+# What reading a file makes of another content than was written there.
+DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RecursionError, csv.Error),
+)
 
 # Of a terminal (C0, C1), lines within a line, the direction of writing, what is no Unicode.
 _UNPRINTABLE = re.compile(

@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 
 from tl_jax import cache_folder, tensor_files
-from tl_jax.errors import UserError
+from tl_jax.errors import DAMAGE, UserError
 from tl_jax.feature_rows import ActivationRows, Layout, Leaves, Produce
 
 SHARD_BYTES = 64 * 2**20
@@ -133,7 +133,7 @@ def find(
         seconds = float(manifest["seconds"])
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"it took {seconds} s")
-    except (*cache_folder.DAMAGE, UserError) as error:
+    except (*DAMAGE, UserError) as error:
         if not quiet:
             log.warning("the cache %s is damaged (%s): making it again", path, error)
         return None

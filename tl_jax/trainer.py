@@ -53,16 +53,16 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
     job = job_lib.prepare(config)
     description, needed = job.describe_plan(), probe.wanted(config)
+    seen, choices = job, [] if needed else [cache_choice.choose(job, s) for s in job.stages]
     if needed:
-        chosen = [probe_features.choose(config)]
-    else:
-        chosen = [(job, cache_choice.choose(job, stage)) for stage in job.stages]
+        seen, choice = probe_features.choose(config)
+        choices = [choice]
+    variables, phases = seen.pretrained.variables, list(zip(seen.stages, choices, strict=True))
+    feature_cache.check_room(seen, phases, variables)
     choices = [
-        feature_cache.with_room(one, stage, choice, one.pretrained.variables, needed=needed)
-        for (one, choice), stage in zip(chosen, job.stages, strict=True)
+        feature_cache.with_room(seen, stage, choice, variables, needed=needed)
+        for stage, choice in phases
     ]
-    phases = list(zip(job.stages, choices, strict=True))
-    feature_cache.check_room(chosen[0][0], phases, chosen[0][0].pretrained.variables)
     display.console.print(plan_display.plan_table(description))
     display.console.print(plan_display.plan_tree(description))
     for stage, choice in zip(job.stages, choices, strict=True):
