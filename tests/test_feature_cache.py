@@ -24,6 +24,7 @@ from tl_jax import train_step as steps
 from tl_jax.errors import UserError
 from tl_jax.metrics import Meter
 from tl_jax.runner import Runner, loops
+from tl_jax.strategies import STRATEGIES
 
 SMALL = {
     "data.splits.train": "train[:49]",
@@ -89,7 +90,26 @@ CASES = {  # a network, a strategy's options on it, and which of its phases have
     "gradual_unfreezing": ("resnet_bottleneck", {"groups": 2}, [True, True, False]),
     "lora": ("resnet_bottleneck", {"targets": ("stages.2",), "dropout": 0.2}, [True]),
     "norm_only": ("vit_smaller", {}, [True]),
+    "attention_only": ("vit_base", {}, [True]),
+    "freeze_embed": ("vit_base", {}, [True]),
+    "patterns": (
+        "resnet_bottleneck",
+        {"patterns": (("classifier|stages_2", "train"), ("", "frozen"))},
+        [True],
+    ),
+    "wise_ft": ("resnet_bottleneck", {}, [True, False]),
+    "random_trunk": ("resnet_bottleneck", {}, [True]),
 }
+# The first block trains in all phases.
+WITHOUT = {"full", "from_scratch", "discriminative", "layer_decay", "bitfit", "l2_sp"}
+
+
+def test_every_strategy_is_compared_or_has_no_prefix(small):
+    assert CASES.keys() | WITHOUT == STRATEGIES.keys() and not CASES.keys() & WITHOUT
+    for name in WITHOUT:
+        for network in ("resnet_bottleneck", "vit_smaller"):
+            run = job.prepare(small(network, **{"freeze.strategy": name}))
+            assert [stage.plan.boundary for stage in run.stages] == [0], name
 
 
 @pytest.fixture
