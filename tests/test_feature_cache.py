@@ -12,6 +12,7 @@ import pytest
 from tl_jax import (
     cache_choice,
     feature_cache,
+    feature_key,
     feature_store,
     job,
     memory,
@@ -359,7 +360,7 @@ def keys(config):
     stage = run.stages[0]
     variables = run.pretrained.variables
     return {
-        role: feature_store.name_of(feature_cache._key(run, stage.plan, variables, role))
+        role: feature_store.name_of(feature_key.of(run, stage.plan, variables, role))
         for role in ("train", "validation")
     }
 
@@ -402,11 +403,11 @@ def test_another_processor_is_another_cache(small, monkeypatch):
 def test_other_weights_below_the_boundary_are_another_cache(small):
     run = job.prepare(small("resnet_bottleneck"))
     plan = run.stages[0].plan
-    key = feature_cache._key(run, plan, run.pretrained.variables, "train")
+    key = feature_key.of(run, plan, run.pretrained.variables, "train")
     moved = jax.tree.map(np.array, run.pretrained.variables)
     leaf = moved["batch_stats"]["resnet"]["embedder"]["embedder"]["normalization"]["mean"]
     leaf[0] = np.nextafter(leaf[0], np.inf)
-    assert feature_cache._key(run, plan, moved, "train") != key
+    assert feature_key.of(run, plan, moved, "train") != key
 
 
 @pytest.mark.bits

@@ -8,7 +8,7 @@ import pytest
 from image_fixtures import DIGITS_DIR, DIGITS_SPLITS, noise
 
 from tl_jax import config as config_lib
-from tl_jax import config_files, feature_cache, job, subsets
+from tl_jax import config_files, feature_key, job, subsets
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
 from tl_jax.workdir import WorkDir
@@ -134,7 +134,7 @@ def test_caches_of_subsets_are_told_apart(digits_config):
         fields = {"data.examples_per_class": 3, "data.batch_size": 24, **fields}
         run = job.prepare(digits_config("resnet_basic", **fields))
         plan = run.stages[0].plan
-        keys.append(feature_cache._key(run, plan, run.pretrained.variables, "train")["data"])
+        keys.append(feature_key.of(run, plan, run.pretrained.variables, "train")["data"])
     assert len({tuple(key) for key in keys}) == 3
 
 

@@ -5,31 +5,23 @@ image (or of the image and one of a fixed number of views). It runs over each sp
 batches and the dtype of the training, and the steps begin at the boundary.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import PIL
 
-import tl_jax
 from tl_jax import (
     cache_folder,
-    depth_map,
+    feature_key,
     feature_rows,
     feature_store,
     input_pipeline,
     parallel,
-    param_tree,
     prefix,
     sharing,
     stages,
@@ -167,7 +159,7 @@ def _room_problem(job: Job, choices: Sequence[tuple[Stage, Choice]], variables: 
         for stage, choice in kept:
             about.append(_about(job, stage.plan, " + ".join(choice.layouts)))
             for role, layout in choice.layouts.items():
-                key = _key(job, stage.plan, variables, role)
+                key = feature_key.of(job, stage.plan, variables, role)
                 caches[feature_store.name_of(key)] = key, layout
         limit = config.cache_limit_gb * 1e9
         try:
@@ -205,7 +197,7 @@ def _kept(
     produce: "_Timed",
 ) -> ActivationRows:
     """A split's rows in memory, made by this run or an earlier one."""
-    key = json.dumps(_key(job, plan, variables, role), sort_keys=True)
+    key = json.dumps(feature_key.of(job, plan, variables, role), sort_keys=True)
     return sharing.rows(key, layout.nbytes, lambda: feature_rows.in_memory(layout, produce))
 
 
@@ -288,7 +280,7 @@ def _shared(
     produce: _Timed,
 ) -> ActivationRows:
     """A split's rows on disk; the first process writes them, all compute them."""
-    config, key = job.config, _key(job, plan, variables, role)
+    config, key = job.config, feature_key.of(job, plan, variables, role)
     about, limit = _about(job, plan, layout.name), config.cache_limit_gb * 1e9
 
     def on_disk() -> ActivationRows:
@@ -315,63 +307,6 @@ def _shared(
 def _about(job: Job, plan: Plan, what: str) -> str:
     source = PurePath(job.pretrained.checkpoint.source).name
     return f"{what} up to {plan.blocks[plan.boundary]} of {source}"
-
-
-def _key(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
-    """All that the rows depend on."""
-    config, network, examples = job.config, job.pretrained, job.examples[role]
-    module, views = network.module, config.data.views if role == "train" else None
-    return {
-        "weights": _prefix_sha256(job, plan, variables),
-        "network": repr((network.family.model_type, module.options, module.head.last_blocks)),
-        "sees": repr(module.head.input),
-        "adapters": repr(plan.adapters),
-        "boundary": plan.boundary,
-        "dtype": [str(jnp.dtype(module.dtype)), module.precision],
-        "preprocessing": repr(network.preprocessing),
-        "data": [examples.name, examples.version, examples.split, examples.fingerprint],
-        # In other batches a row may differ in its last bits.
-        "batch": [config.data.batch_size, jax.device_count()],
-        "views": None if views is None else [config.data.augmentation, views, config.seed],
-        "software": [
-            tl_jax.__version__,
-            PIL.__version__,
-            jax.__version__,
-            jax.default_backend(),
-            jax.devices()[0].device_kind,
-        ],
-        "processor": _processor(),
-    }
-
-
-def _processor() -> list[Any]:
-    """What the last bits on a CPU depend on: its instructions and cores, and XLA's flags."""
-    if jax.default_backend() != "cpu":
-        return []
-    apart = ("--xla_force_host_platform_device_count", "--xla_dump")  # counted above; no bits
-    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(apart)]
-    instructions = platform.processor()
-    with contextlib.suppress(OSError):  # Linux names them all
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        named = [line for line in lines if line.startswith(("flags", "Features"))]
-        instructions = named[0] if named else instructions
-    asked = getattr(os, "sched_getaffinity", None)
-    cores = len(asked(0)) if asked else os.cpu_count()
-    return [hashlib.sha256(instructions.encode()).hexdigest(), cores, sorted(flags)]
-
-
-def _prefix_sha256(job: Job, plan: Plan, variables: Any) -> str:
-    """Of every parameter and statistic below the boundary: path, dtype, shape and bytes."""
-    chain, digest = job.pretrained.chain, hashlib.sha256()
-    blocks = {p.path: p.block for p in plan.parameters}
-    for name in ("params", "batch_stats"):
-        for path, leaf in param_tree.flatten(variables.get(name, {})).items():
-            block = blocks[path] if path in blocks else depth_map.block_of(path, chain)
-            if block < plan.boundary:
-                array = np.ascontiguousarray(leaf)
-                digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-                digest.update(array.view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _read_images(job: Job, rows: Rows) -> dict[str, np.ndarray]:
