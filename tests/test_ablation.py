@@ -179,6 +179,11 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
     assert not ablation_work.is_search(group, (0.5,))
     for wrong in ({}, {"trials": 3}, {**group, "trials": []}, {**group, "learning_rate": 7.0}):
         assert not ablation_work.is_search(wrong, rates)
+    for estimate in estimates.values():
+        assert ablation_work.is_estimate(estimate)
+        for name in estimate:
+            assert not ablation_work.is_estimate({**estimate, name: None})
+            assert not ablation_work.is_estimate({n: v for n, v in estimate.items() if n != name})
     for wrong in ("{}", '{"cells": [], "compared": 3, "measure": 1}', '{"cells": {"a": 3}}'):
         (workdir / "ablation" / "sweep.json").write_text(wrong)
         assert start(config, workdir) == 2
@@ -189,7 +194,12 @@ def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):
     config, workdir = finished
     before = ablation_example.rows(workdir)
     stamps = {p: os.stat(p).st_mtime_ns for p in workdir.glob("cells/*/summary.json")}
+    file = workdir / "ablation" / "estimates.json"
+    estimates = command_line.read_json(file)
+    older = {n: {**e, "by_seed": None} for n, e in estimates["groups"].items()}
+    file.write_text(json.dumps({**estimates, "groups": older}))  # as another version's
     assert start(config, workdir) == 0
+    assert command_line.read_json(file)["groups"] == estimates["groups"]
     assert {p: os.stat(p).st_mtime_ns for p in stamps} == stamps
     assert ablation_example.rows(workdir) == before
 

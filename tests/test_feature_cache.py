@@ -17,6 +17,7 @@ from tl_jax import (
     job,
     memory,
     parallel,
+    planning,
     sharing,
     stages,
     trainer,
@@ -299,7 +300,7 @@ def test_a_disk_has_room_for_the_caches_of_all_phases_or_none_is_computed(
     limit = (sum(sizes) - 1) / 1e9
     config = small("resnet_bottleneck", **fields, cache_limit_gb=limit)
     monkeypatch.setattr(feature_cache, "_run", None)
-    for start in (trainer.plan, trainer.train):
+    for start in (planning.plan, trainer.train):
         with pytest.raises(UserError, match=r"head .*; train \+ validation up to stages.* needs"):
             start(config, tmp_path / "run")
 

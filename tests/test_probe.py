@@ -10,6 +10,7 @@ from tl_jax import (
     feature_cache,
     job,
     parallel,
+    planning,
     probe,
     runner,
     stages,
@@ -195,7 +196,7 @@ def test_values_that_are_none(digits_config):
 def test_the_plan_says_what_the_grid_needs(digits_config, tmp_path, capsys):
     fields = {**SMALL, "probe.grid.learning_rate": (0.1, 0.2), "train.epochs": 1}
     fields["probe.baselines"] = ("nearest_neighbours",)
-    trainer.plan(digits_config("resnet_gray", **fields), tmp_path)
+    planning.plan(digits_config("resnet_gray", **fields), tmp_path)
     said = capsys.readouterr().out
     assert "81 + 51 + 130 activations at head" in said and "config.probe needs them" in said
     assert "grid of 2 heads" in said and "control" not in said

@@ -17,6 +17,7 @@ from tl_jax import (
     load_pretrained,
     losses,
     param_tree,
+    planning,
     runner,
     trainer,
 )
@@ -326,7 +327,7 @@ def test_controls_start_from_a_random_trunk(digits_config, tmp_path, strategy, n
 
 
 def test_the_plan_leaves_a_directory_free(digits_config, tmp_path):
-    trainer.plan(digits_config("resnet_bottleneck", **{"freeze.strategy": "full"}), tmp_path)
+    planning.plan(digits_config("resnet_bottleneck", **{"freeze.strategy": "full"}), tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["strategy"] == "full"
     config = digits_config("resnet_bottleneck", **{"train.epochs": 1})
     assert trainer.train(config, tmp_path)["freeze"]["strategy"] == "linear_probe"

@@ -152,20 +152,10 @@ def _are_estimates(found: Any, sweep: Sweep) -> bool:
     """Whether a file holds what `_estimates` gives for these groups."""
     try:
         each, speed = found["groups"], found["flops_per_second"]
-        numbers = [
-            speed,
-            *(row[name] for row in each.values() for name in ("flops", "shared", "trainable")),
-        ]
-        kinds = [cache["kind"] for row in each.values() for cache in row["cache"]]
-        words = [row[name] for row in each.values() for name in ("boundary", "prefix")]
+        right = each.keys() == sweep.groups.keys() and isinstance(speed, float) and speed > 0
     except (LookupError, TypeError, AttributeError):
         return False
-    right = all(isinstance(n, int | float) for n in numbers)
-    return (
-        right
-        and all(isinstance(w, str) for w in kinds + words)
-        and each.keys() == sweep.groups.keys()
-    )
+    return right and all(ablation_work.is_estimate(estimate) for estimate in each.values())
 
 
 def _search(

@@ -95,6 +95,20 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
     }
 
 
+def is_estimate(found: Any) -> bool:
+    """Whether the content of a file is what `estimate` of this version returns."""
+    words = {"boundary": str, "prefix": str}
+    numbers = {"trainable": int, "flops": float, "shared": float, "by_seed": bool}
+    caches = {"kind": str, "first": int, "reason": str}
+    return _kinds(found) == words | numbers | {"cache": list} and all(
+        _kinds(cache) == caches for cache in found["cache"]
+    )
+
+
+def _kinds(found: Any) -> dict[str, type]:
+    return {name: type(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
 def speed(config_file: str, overrides: Overrides) -> float:
     """FLOPs a second of one forward pass of the network here: what an estimate of time rests on."""
     config = _config(config_file, overrides)

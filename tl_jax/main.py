@@ -125,11 +125,11 @@ def _run(
         inference.evaluate(config, flags.workdir)
         return
 
-    from tl_jax import display, trainer
+    from tl_jax import display, planning, trainer
     from tl_jax.workdir import WorkDir
 
     if flags.mode == "plan":
-        trainer.plan(config, flags.workdir)
+        planning.plan(config, flags.workdir)
         return
     if (WorkDir(flags.workdir).path / "ablation").exists():
         raise UserError(f"{flags.workdir} holds a sweep: give the run another --workdir")

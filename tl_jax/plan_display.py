@@ -93,9 +93,13 @@ def _phase_title(number: int, phase: Mapping[str, Any], phases: int) -> str:
 
 def _steps(phase: Mapping[str, Any]) -> str:
     return (
-        f"{phase['epochs']:.4g} epoch{'s' * (phase['epochs'] != 1)} "
+        f"{_counted(phase['epochs'], 'epoch', '.4g')} "
         f"(steps {phase['first_step']:,} to {phase['last_step']:,})"
     )
+
+
+def _counted(number: float, noun: str, form: str = ",") -> str:
+    return f"{number:{form}} {noun}" + "s" * (number != 1)
 
 
 def _remarks(plan: Mapping[str, Any]) -> list[str]:
@@ -251,8 +255,8 @@ def _what_would_run(plan: Mapping[str, Any]) -> Table:
         say(role, f"{split['examples']:,} examples ({split['split']})")
     say(
         "training",
-        f"{plan['epochs']:,} epochs × {plan['steps_per_epoch']:,} steps of {plan['batch_size']:,} "
-        f"examples = {steps:,} steps",
+        f"{_counted(plan['epochs'], 'epoch')} × {_counted(plan['steps_per_epoch'], 'step')} of "
+        f"{_counted(plan['batch_size'], 'example')} = {_counted(steps, 'step')}",
     )
     phases = plan["phases"]
     schedules = [_schedule(phase) for phase in phases]

@@ -15,7 +15,6 @@ from tl_jax import (
     certificate,
     display,
     feature_cache,
-    figures,
     lora,
     memory,
     parallel,
@@ -46,39 +45,6 @@ from tl_jax.runner import Runner, training_batches
 from tl_jax.step_cost import step_cost
 from tl_jax.train_step import Frozen, TrainState
 from tl_jax.workdir import MetricsLog, WorkDir
-
-
-def plan(config: Config, path: Any) -> dict[str, Any]:
-    """Resolves, prints and draws the plan (beside no other run's); nothing is trained."""
-    parallel.check_batch_size(config.data.batch_size, config.train.gradient_accumulation)
-    job = job_lib.prepare(config)
-    description, needed = job.describe_plan(), probe.wanted(config)
-    seen, choices = job, [] if needed else [cache_choice.choose(job, s) for s in job.stages]
-    if needed:
-        seen, choice = probe_features.choose(config)
-        choices = [choice]
-    variables, phases = seen.pretrained.variables, list(zip(seen.stages, choices, strict=True))
-    feature_cache.check_room(seen, phases, variables)
-    choices = [
-        feature_cache.with_room(seen, stage, choice, variables, needed=needed)
-        for stage, choice in phases
-    ]
-    display.console.print(plan_display.plan_table(description))
-    display.console.print(plan_display.plan_tree(description))
-    for stage, choice in zip(job.stages, choices, strict=True):
-        phase = f" in {stage.plan.phase}" if len(choices) > 1 else ""
-        text = f"cache{phase} {choice.kind}: {choice.reason}"
-        display.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if probe.has_grid(config):
-        count = len(probe.settings(config))
-        display.console.print(f"grid of {count} heads: validation chooses which is the run's")
-    if config.control is not None:
-        display.console.print(f"control {config.control}: runs beside it, with as many steps")
-    workdir = WorkDir(path)
-    if parallel.is_first() and not workdir.differences(config):
-        workdir.write_json("plan.json", description)
-        workdir.write_bytes("figures/plan.png", figures.plan(description))
-    return description
 
 
 def train(config: Config, path: Any, command: str | None = None) -> dict[str, Any]:

@@ -188,6 +188,13 @@ def test_formulas_in_names_errors_and_axes(tmp_path):
     assert row[:2] == ["'=A1", "'-x"] and "'+boom" in row
 
 
+def test_no_axis_doubles_a_column(tmp_path):
+    _, folder = written(tmp_path, sweep([cell({"strategy": "a", "status": "b"}, status="failed")]))
+    header, row = rows_of_csv(folder)
+    assert header[:3] == ["strategy", "axis status", "status"] and row[:3] == ["a", "b", "failed"]
+    assert len(set(header)) == len(header)
+
+
 def test_commands_are_fenced_whatever_they_hold():
     assert markdown.fenced("a ``` b")[0] == "````sh"
 

@@ -75,13 +75,14 @@ def _cell(cell: Cell, axes: Sequence[str]) -> list[Value]:
 def csv_text(answers: Answers) -> str:
     """`results.csv`: numbers with all their digits, accuracies as shares, times in seconds.
 
-    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    An axis with the name of another column is `axis NAME` there. Text that a spreadsheet would
+    take for a formula begins with an apostrophe.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    last = ("certificate", "error", "workdir", "command")
-    header = [*answers.sweep.axes, "status", *(key for key, *_ in NUMBERS), *last]
-    writer.writerow(map(harmless, header))
+    own = ["status", *(key for key, *_ in NUMBERS), "certificate", "error", "workdir", "command"]
+    axes = [f"axis {axis}" if axis in own else axis for axis in answers.sweep.axes]
+    writer.writerow(map(harmless, [*axes, *own]))
     for row in cells(answers).rows:
         writer.writerow(harmless(value.exact) for value in row)
     return file.getvalue()
