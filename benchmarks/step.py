@@ -184,6 +184,7 @@ def main():
     for label, config in cases(flags, overrides):
         run = job.prepare(config)
         priced = step_cost(run)
+        parts = config.train.gradient_accumulation * jax.device_count()  # here on one device
         for stage, cost in zip(run.stages, priced.get("phases", [priced]), strict=True):
             seconds, nbytes = ours(run, stage, flags.calls)
             row = {
@@ -193,8 +194,8 @@ def main():
                 "images_per_second": config.data.batch_size / seconds,
                 "seconds": seconds,
                 "bytes": nbytes,
-                "flops": cost["flops_per_step"] * config.train.gradient_accumulation,
-                "flops_minimum": cost["flops_minimum"] * config.train.gradient_accumulation,
+                "flops": cost["flops_per_step"] * parts,
+                "flops_minimum": cost["flops_minimum"] * parts,
                 "device": jax.devices()[0].device_kind,
                 "jax": jax.__version__,
             }

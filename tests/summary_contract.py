@@ -1,7 +1,13 @@
 """The fields of summary.json that scripts rely on, with their types."""
 
 NUMBER, INTEGER, TEXT, BOOLEAN = float, int, str, bool
-EVALUATION = {"accuracy": NUMBER, "loss": NUMBER, "examples": INTEGER, "accuracy_ci95": list}
+EVALUATION = {
+    "accuracy": NUMBER,
+    "accuracy_ci95": list,
+    "loss": NUMBER,
+    "loss_ci95": list,
+    "examples": INTEGER,
+}
 # Every field of summary.json that the contract names.
 SUMMARY = {
     "model": {

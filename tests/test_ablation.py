@@ -11,7 +11,15 @@ import ablation_example
 import command_line
 import pytest
 
-from tl_jax import ablation_config, ablation_results, ablation_work, config_files
+from tl_jax import (
+    ablation,
+    ablation_config,
+    ablation_results,
+    ablation_work,
+    config_files,
+    recipes,
+)
+from tl_jax.config import Measure
 from tl_jax.main import main
 from tl_jax.report import pictures
 from tl_jax.workdir import WorkDir
@@ -199,9 +207,86 @@ def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):
     older = {n: {**e, "by_seed": None} for n, e in estimates["groups"].items()}
     file.write_text(json.dumps({**estimates, "groups": older}))  # as another version's
     assert start(config, workdir) == 0
-    assert command_line.read_json(file)["groups"] == estimates["groups"]
+    again = command_line.read_json(file)["groups"]
+    for group, estimate in estimates["groups"].items():  # but for the memory that is free now
+        assert {**again[group], "cache": None} == {**estimate, "cache": None}
     assert {p: os.stat(p).st_mtime_ns for p in stamps} == stamps
     assert ablation_example.rows(workdir) == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_cells_of_other_images_or_weights_are_not_compared(finished, tmp_path):
+    """Between two starts of a sweep anything may have changed."""
+    config, whole = finished
+    sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
+    names = [cell.name for cell in sweep.cells]
+    estimates = command_line.read_json(whole / "ablation" / "estimates.json")["groups"]
+    searched = {
+        group: command_line.read_json(whole / f"search/{group}/search.json")
+        for group in sweep.groups
+    }
+    workdir = tmp_path / whole.name
+    shutil.copytree(whole, workdir)
+    odd = workdir / "cells" / names[0] / "summary.json"
+    summary = json.loads(odd.read_text())
+    changes = {
+        "test images": {
+            "data": summary["data"]
+            | {"fingerprint": summary["data"]["fingerprint"] | {"test": "0" * 64}}
+        },
+        "weights": {"model": summary["model"] | {"sha256": "0" * 64}},
+        "orders of the examples": {"order": "another"},
+        "parameters trained by its strategy": {"plan_sha256": "0" * 64},
+    }
+    for what, change in changes.items():
+        odd.write_text(json.dumps(summary | change))
+        found = ablation_results.collect(
+            sweep, WorkDir(str(workdir)), ("python",), searched, {}, estimates
+        )
+        failed = {cell["name"]: cell["error"] for cell in found["cells"] if cell["error"]}
+        if what == "parameters trained by its strategy":  # of two cells, so either
+            assert len(failed) == 1 and failed.keys() <= set(names[:2])
+        else:
+            assert failed.keys() == {names[0]}
+        assert f"made with other {what} than" in next(iter(failed.values()))
+
+
+def test_a_prefix_counts_for_every_view(digits_config):
+    def shared(views):
+        fields = {"train.epochs": 12, "data.augmentation": "flip", "data.views": views}
+        config = digits_config("resnet_basic", **fields)
+        return ablation_work._estimate(config, Measure())["shared"]
+
+    assert shared(4) == pytest.approx(4 * shared(1)) and shared(1) > 0
+
+
+def test_a_strategy_of_one_s_own_is_asked_again(finished, monkeypatch):
+    """Its run compares what its function does now with what it did."""
+    config, workdir = finished
+    sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
+    path, cell = WorkDir(str(workdir)), sweep.cells[0]
+    assert ablation._finished(sweep, path, cell)
+    monkeypatch.setattr(recipes, "is_own", lambda name: True)
+    assert not ablation._finished(sweep, path, cell)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_estimates_are_of_this_start_s_configuration(finished, tmp_path):
+    """Fields without an effect on results have one on costs. Lost measures are taken again."""
+    config, whole = finished
+    workdir = tmp_path / whole.name
+    shutil.copytree(whole, workdir)
+    measures = workdir / "cells/linear_probe,seed=0/measures.json"
+    before = measures.read_bytes()
+    measures.write_text('{"drift": 3}')
+    assert start(config, workdir, "--config.cache=off") == 0
+    assert measures.read_bytes() == before
+    cached, uncached = (
+        command_line.read_json(folder / "ablation" / "estimates.json")["groups"]["linear_probe"]
+        for folder in (whole, workdir)
+    )
+    assert cached["shared"] > 0 == uncached["shared"]
+    assert cached["flops"] < uncached["flops"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -328,8 +413,29 @@ def test_plan_mode_shows_the_sweep_and_writes_nothing(finished, tmp_path, capsys
     arguments = ["--mode=plan", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "4 runs and 4 trials" in said
+    assert "4 runs and 4 trials of learning rates in 2 groups" in said
+    sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
+    groups = command_line.read_json(finished[1] / "ablation" / "estimates.json")["groups"]
+    own = sum((g["flops"] - g["shared"]) * (2 + 2) for g in groups.values())  # runs and trials
+    shared = {g["prefix"]: g["shared"] for g in groups.values()}
+    assert len(sweep.groups) == len(groups) == 2 and "" not in shared
+    total = (own + sum(shared.values())) / 1e9
+    assert f"Training takes about {total:,.3g} GFLOP, " in said and " min at the " in said
+    assert f"frozen prefix: 2; prefixes that differ: {len(shared)}." in said
+    for group, estimate in groups.items():
+        [line] = [line for line in said.splitlines() if line.strip().startswith(group)]
+        assert f"{estimate['trainable']:,}" in line and "device" in line
+        assert f"{estimate['flops'] / 1e9:,.1f}" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_comes_before_the_first_run(finished, capsys, monkeypatch):
+    """In the sweep's own output, too."""
+    config, workdir = finished
+    monkeypatch.setattr(ablation, "_search", lambda *_: exit("the first trial"))
+    with pytest.raises(SystemExit):
+        start(config, workdir)
+    assert "4 runs and 4 trials" in capsys.readouterr().out
 
 
 def test_what_cannot_run_at_all_is_refused_before_anything_runs(network, tmp_path, capsys):

@@ -130,6 +130,13 @@ def test_a_value_may_bring_its_own_learning_rates():
     assert [cell.rates for cell in sweep.cells] == [(0.1, 1.0), (0.001, 0.01)]
 
 
+def test_all_values_may_bring_their_own_learning_rates():
+    one = {"freeze.strategy": "full", "learning_rates": (0.1, 0.2)}
+    two = {"freeze.strategy": "top_k", "learning_rates": (0.3, 0.4)}
+    sweep = read(axes=(("strategy", (one, two)),))
+    assert [cell.rates for cell in sweep.cells] == [(0.1, 0.2), (0.3, 0.4)]
+
+
 def test_names_are_safe_in_paths():
     sweep = read(axes=(("model.pretrained", ("/a/../b c", "owner/net")), ("seed", (0,))))
     assert [cell.values["model.pretrained"] for cell in sweep.cells] == ["b_c", "net"]
@@ -187,6 +194,29 @@ def test_names_are_safe_in_paths():
         (
             {"axes": (("seed", (0,)),), "measure": {"shifts": ("contrast",), "severities": ()}},
             ["measure.severities"],
+        ),
+        (
+            {"axes": (("seed", (0,)),), "measure": {"shifts": ("contrast",), "severities": (1.0,)}},
+            ["measure.severities: 1.0 is none of 1, 2"],
+        ),
+        (
+            {
+                "axes": (("s", ({"freeze.phases": ({"learning_rate": 0.1},), "seed": 0},)),),
+                "learning_rates": (0.1, 0.2),
+            },
+            ["learning_rates: without effect on", "as freeze.phases sets"],
+        ),
+        (
+            {"axes": (("probe.grid.learning_rate", ((0.1, 0.2),)),), "learning_rates": (0.1, 0.2)},
+            ["learning_rates: without effect on", "as probe.grid.learning_rate sets"],
+        ),
+        (
+            {"axes": (("seed", (0, 1)), ("probe.grid.seed", ((0, 1),)))},
+            ["probe.grid.seed: in a sweep"],
+        ),
+        (
+            {"axes": (("s", ({"seed": 0, "learning_rates": (1.0,)}, {"seed": 1})),)},
+            ["give those of the other values, too"],
         ),
         (
             {

@@ -42,11 +42,13 @@ def test_the_configurations_are_there():
         "vit_folder",
         "ablation_quickstart",
         "ablation_fashion",
+        "ablation_head",
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "cells", "groups"), [("ablation_quickstart", 24, 12), ("ablation_fashion", 48, 16)]
+    ("name", "cells", "groups"),
+    [("ablation_quickstart", 24, 12), ("ablation_fashion", 48, 16), ("ablation_head", 6, 2)],
 )
 def test_sweeps_are_whole(name, cells, groups):
     path = str(ROOT / "configs" / f"{name}.py")

@@ -62,6 +62,9 @@ def test_exact_over_a_padded_split(kind):
     assert summary["examples"] == 41
     low, high = summary["accuracy_ci95"]
     assert low < found.accuracy < high
+    own = -log_probability[np.arange(41), labels]
+    wide = 1.959964 * own.std(ddof=1) / np.sqrt(41)
+    assert summary["loss_ci95"] == pytest.approx([own.mean() - wide, own.mean() + wide], rel=1e-5)
 
 
 def test_wilson_interval():

@@ -1,8 +1,10 @@
 """The frozen prefix computed once: the same training, wherever its rows lie; when, and why not."""
 
 import dataclasses
+import functools
 import os
 import shutil
+import threading
 
 import compiler_flags
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 from tl_jax import (
     cache_choice,
+    cache_folder,
     feature_cache,
     feature_key,
     feature_store,
@@ -18,6 +21,7 @@ from tl_jax import (
     memory,
     parallel,
     planning,
+    prefix,
     sharing,
     stages,
     trainer,
@@ -160,14 +164,33 @@ def test_cached_training_is_the_same_bit_for_bit(small, request, case):
 
 @pytest.mark.bits
 @pytest.mark.parametrize(
-    "fields", [{"cache": "disk"}, {"cache": "device", "parallel": "shard_map"}]
+    ("fields", "parts"),
+    [
+        ({"cache": "disk"}, 1),
+        ({"cache": "device", "parallel": "shard_map"}, 1),
+        ({"cache": "host"}, 2),  # a prefix sees as many images at a time as a step does
+        ({"cache": "host", "model.dtype": "bfloat16"}, 1),
+    ],
 )
-def test_wherever_the_rows_lie(small, fields):
+def test_wherever_the_rows_lie(small, monkeypatch, fields, parts):
+    apply, sizes = prefix.apply, set()
+
+    def seen(module, plan, below, images):
+        sizes.add(len(images))
+        return apply(module, plan, below, images)
+
+    monkeypatch.setattr(prefix, "apply", seen)
     top = {"freeze.strategy": "top_k", "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
+    top |= {"train.gradient_accumulation": parts}
+    top |= {name: value for name, value in fields.items() if name == "model.dtype"}
     assert_same(
         trained(small("resnet_bottleneck", cache="off", **top))[0],
-        trained(small("resnet_bottleneck", **top, **fields))[0],
+        trained(small("resnet_bottleneck", **{**top, **fields}))[0],
     )
+    assert sizes == {16 // 8 // parts}
+    layout = choice(small("resnet_bottleneck", **{**top, **fields})).layouts["train"]
+    [activations] = jax.tree.leaves(layout.shapes)
+    assert str(activations.dtype) == fields.get("model.dtype", "float32")
 
 
 @pytest.mark.bits
@@ -305,6 +328,18 @@ def test_a_disk_has_room_for_the_caches_of_all_phases_or_none_is_computed(
             start(config, tmp_path / "run")
 
 
+def test_a_run_that_goes_on_finds_the_cache_of_its_reestimated_statistics(small, tmp_path):
+    """Its room is not asked for again."""
+    fields = {"freeze.batch_norm": "reestimate", "cache": "disk", "train.epochs": 2}
+    config = small("resnet_bottleneck", **fields)
+    before = trainer.train(config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    held = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*/*"))
+    limit = (held + choice(config).nbytes / 2) / 1e9
+    config = small("resnet_bottleneck", **fields, cache_limit_gb=limit)
+    assert trainer.train(config, tmp_path / "run")["metrics"] == before["metrics"]
+
+
 def test_what_a_cache_took_is_known_to_those_who_find_it(small, tmp_path):
     """A second run, or a resumed one, counts what the first spent."""
     config = small("resnet_bottleneck", cache="disk", **{"train.epochs": 2})
@@ -393,6 +428,16 @@ def test_a_cache_is_shared_by_all_that_see_the_same_rows(small):
     assert views["train"] != probe["train"] and views["validation"] == probe["validation"]
 
 
+def test_images_that_the_host_resizes_are_another_cache(small):
+    """With views they are cropped after that, and not before."""
+    run = job.prepare(small("resnet_bottleneck"))
+    other = dataclasses.replace(run.examples["train"], image_shape=None)
+    resized = dataclasses.replace(run, examples={**run.examples, "train": other})
+    variables, plan = run.pretrained.variables, run.stages[0].plan
+    one, two = (feature_key.of(each, plan, variables, "train") for each in (run, resized))
+    assert {name for name in one if one[name] != two[name]} == {"image_shape"}
+
+
 def test_another_processor_is_another_cache(small, monkeypatch):
     """Its instructions, of which AVX alone is an example, may round otherwise."""
     here = keys(small("resnet_bottleneck"))
@@ -409,6 +454,96 @@ def test_other_weights_below_the_boundary_are_another_cache(small):
     leaf = moved["batch_stats"]["resnet"]["embedder"]["embedder"]["normalization"]["mean"]
     leaf[0] = np.nextafter(leaf[0], np.inf)
     assert feature_key.of(run, plan, moved, "train") != key
+
+
+class Unreadable(UserError):
+    """Of an image."""
+
+
+class Two:
+    """Two threads in the place of two processes; the one called "first" is heard."""
+
+    def __init__(self):
+        self.barrier, self.said = threading.Barrier(2, timeout=20), []
+        self.seconds = 0.0  # of compiling
+
+    def says(self, number):
+        if threading.current_thread().name == "first":
+            self.said.append(number)
+        self.barrier.wait()
+        heard = self.said[-1]
+        self.barrier.wait()
+        return heard
+
+    def run(self, monkeypatch, on_disk, produce):
+        """What the first computed and raised, and what the other did."""
+        monkeypatch.setattr(parallel, "first_process_says", self.says)
+        errors = {}
+        made = {name: feature_cache._Timed(functools.partial(produce, name), self) for name in "fs"}
+
+        def caught(function, *arguments):
+            try:
+                function(*arguments)
+            except Exception as error:
+                errors[threading.current_thread().name] = error
+                if isinstance(error, Unreadable):
+                    self.barrier.abort()  # its process ends
+
+        threads = [
+            threading.Thread(
+                target=caught, args=(feature_cache._lead, on_disk, made["f"]), name="first"
+            ),
+            threading.Thread(target=caught, args=(feature_cache._help, made["s"]), name="second"),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return errors
+
+
+def no_room(*_):
+    raise cache_folder.NoRoom("no room")
+
+
+def half(produce):
+    next(iter(produce()))
+    no_room()
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "pieces", "failed"),
+    [
+        (lambda produce: None, {}, set()),  # another run wrote it meanwhile
+        (lambda produce: list(produce()), {"f": 5, "s": 5}, set()),
+        (no_room, {}, {"first", "second"}),
+        (half, {"f": 5, "s": 5}, {"first", "second"}),  # all take part to the end
+    ],
+)
+def test_several_processes_compute_a_cache_together_or_not_at_all(
+    monkeypatch, on_disk, pieces, failed
+):
+    made = {}
+
+    def produce(name):
+        for number in range(5):
+            made[name] = number + 1
+            yield number
+
+    errors = Two().run(monkeypatch, on_disk, produce)
+    assert made == pieces and errors.keys() == failed
+    assert all(isinstance(error, UserError) for error in errors.values())
+
+
+def test_what_the_first_process_cannot_read_ends_it(monkeypatch):
+    def produce(name):
+        yield 1
+        if name == "f":
+            raise Unreadable("an image")
+
+    two = Two()
+    errors = two.run(monkeypatch, lambda produce: list(produce()), produce)
+    assert isinstance(errors["first"], Unreadable) and two.said == [1]
 
 
 @pytest.mark.bits

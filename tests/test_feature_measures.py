@@ -25,7 +25,7 @@ from tl_jax import (
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
 from tl_jax.feature_measures import Measure, _not_finite, measure
-from tl_jax.models import Head
+from tl_jax.models import Head, heads
 from tl_jax.pretrained import load_pretrained, save_pretrained
 
 SMALL = {"data.splits.train": "train[:64]", "data.batch_size": 32, "train.epochs": 1}
@@ -175,15 +175,20 @@ def test_gradients_of_the_first_step_by_hand(probed):
         return losses.cross_entropy(network.module.apply(variables, images), labels).mean()
 
     trained = inference.load_trained(path).variables["params"][head]
-    grads = jax.grad(loss)({**network.variables["params"], head: trained})
-    wanted = np.zeros(len(network.blocks))
+    normal = dataclasses.replace(network.module.head, init="normal")
+    drawn = heads.initial(normal, trained, config.seed)
+    kernel = max(param_tree.flatten(drawn).values(), key=lambda leaf: leaf.ndim)
+    assert kernel.std() * kernel.shape[0] ** 0.5 == pytest.approx(1.0, rel=0.2)
     blocks = {p.path: p.block for p in run.plan.parameters}
-    for name, leaf in param_tree.flatten(grads).items():
-        wanted[blocks[name]] += np.square(leaf).sum()
-    rows = found["gradients"]["trained_head"]
-    assert [row["norms"][0] for row in rows] == pytest.approx(
-        [wanted[row["index"]] ** 0.5 for row in rows], rel=1e-3
-    )
+    for kind, own in (("trained_head", trained), ("random_head", drawn)):
+        grads = jax.grad(loss)({**network.variables["params"], head: own})
+        wanted = np.zeros(len(network.blocks))
+        for name, leaf in param_tree.flatten(grads).items():
+            wanted[blocks[name]] += np.square(leaf).sum()
+        rows = found["gradients"][kind]
+        assert [row["norms"][0] for row in rows] == pytest.approx(
+            [wanted[row["index"]] ** 0.5 for row in rows], rel=1e-3
+        )
     assert rows[-1]["block"] == "head" and "pool" not in [row["block"] for row in rows]
     assert found["gradients"]["steps"] == 3  # of which an epoch has two
     for kind in ("random_head", "trained_head"):

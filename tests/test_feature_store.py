@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import pathlib
 import shutil
 import threading
 import time
@@ -127,11 +128,35 @@ def dies_halfway():
         yield piece
 
 
-def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "SHARD_BYTES", 34 * 4)
-    child = multiprocessing.get_context("spawn").Process(
-        target=store, args=(tmp_path, dies_halfway)
-    )
+MOMENTS = ("a piece", "the labels", "half the manifest", "the renaming")
+
+
+def die(folder, moment):
+    """Begins to write a cache, and is killed."""
+    feature_store.SHARD_BYTES = 34 * 4
+    save, write_text = safetensors.numpy.save, pathlib.Path.write_text
+
+    def saves(tensors):
+        return os._exit(9) if "labels" in tensors else save(tensors)
+
+    def writes(path, text, *rest):
+        if path.name == cache_folder.MANIFEST:
+            write_text(path, text[: len(text) // 2])
+            os._exit(9)
+        return write_text(path, text, *rest)
+
+    if moment == "the labels":
+        safetensors.numpy.save = saves
+    if moment == "half the manifest":
+        pathlib.Path.write_text = writes
+    if moment == "the renaming":
+        pathlib.Path.rename = lambda *_: os._exit(9)
+    store(folder, dies_halfway if moment == "a piece" else pieces)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path, moment):
+    child = multiprocessing.get_context("spawn").Process(target=die, args=(tmp_path, moment))
     child.start()
     child.join(60)
     assert child.exitcode == 9
@@ -326,6 +351,41 @@ def test_what_others_are_writing_counts(tmp_path):
     assert refused
 
 
+def test_what_another_is_writing_is_waited_for_and_counts_once(tmp_path):
+    """Room for one is enough where two ask for the same."""
+
+    def slowly():
+        for number, piece in enumerate(pieces()):
+            if number == 1:
+                caches = [(KEY, LAYOUT)]
+                feature_store.check_room(tmp_path, caches, LAYOUT.nbytes, "the sample")
+                caches.append(({"other": 1}, LAYOUT))
+                with pytest.raises(UserError, match="being written"):
+                    feature_store.check_room(tmp_path, caches, 2 * LAYOUT.nbytes - 1, "two")
+            yield piece
+
+    check(store(tmp_path, slowly, limit=LAYOUT.nbytes))
+
+
+def test_what_a_killed_process_left_of_the_same_is_no_obstacle(tmp_path):
+    side = tmp_path / f".{feature_store.name_of(KEY)}.part"
+    side.mkdir(parents=True)
+    (side / "needs").write_text(str(LAYOUT.nbytes))
+    check(store(tmp_path, limit=LAYOUT.nbytes))
+
+
+def test_what_is_promised_to_others_is_not_free(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=LAYOUT.nbytes))
+
+    def slowly():
+        with pytest.raises(UserError, match="0 GB free"):
+            store(tmp_path, never, key={"other": 1})
+        yield from pieces()
+
+    check(store(tmp_path, slowly))
+
+
 def test_a_link_to_nowhere_in_another_cache(tmp_path):
     store(tmp_path)
     (tmp_path / feature_store.name_of(KEY) / "link").symlink_to(tmp_path / "nowhere")
@@ -344,6 +404,32 @@ def test_reading_needs_no_right_to_write(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "utime", refused)
     monkeypatch.setattr(cache_folder, "lock", refused)
     check(store(tmp_path, never))
+
+
+def computes(folder, number):
+    """Asks for a cache; leaves a file if it had to compute it."""
+
+    def slowly():
+        (folder / f"computed {number}").touch()
+        for piece in pieces():
+            time.sleep(0.1)
+            yield piece
+
+    (folder / f"ready {number}").touch()
+    while len(list(folder.glob("ready *"))) < 2:
+        time.sleep(0.01)
+    check(store(folder / "cache", slowly))
+
+
+def test_of_several_processes_one_computes_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=computes, args=(tmp_path, n)) for n in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert len(list(tmp_path.glob("computed *"))) == 1
 
 
 def test_two_at_once_compute_it_once(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 
 import grain
 import numpy as np
@@ -229,11 +230,30 @@ def test_after_the_first_batches_come_the_others(digits, start):
                 np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+class Watched:
+    """Records that leave behind which process read them."""
+
+    def __init__(self, records, folder):
+        self._records, self._folder = records, folder
+
+    def __len__(self):
+        return len(self._records)
+
+    def read(self, indices):
+        (self._folder / str(os.getpid())).touch()
+        return self._records.read(indices)
+
+
 def test_worker_processes_give_the_same_batches(tmp_path):
     """Images of many sizes, decoded and resized elsewhere; what is wrong with one is said here."""
-    folder = write_folder(tmp_path / "images", {"a": 9, "b": 9}, many_sizes=True)
+    folder = write_folder(tmp_path / "images", {"a": 9, "b": 9}, ".jpg", many_sizes=True)
     examples = open_dataset(f"folder:{folder}", {"train": "train"})["train"]
     assert not ImageRows(examples, PREPROCESSING).cheap
+    seen = tmp_path / "processes"
+    seen.mkdir()
+    watched = dataclasses.replace(examples, records=Watched(examples.records, seen))
+    list(train(watched, batch_size=4, seed=0, num_epochs=1, threads=1, workers=2))
+    assert len(list(seen.iterdir())) == 2 and not (seen / str(os.getpid())).exists()
     settings = {"batch_size": 4, "seed": 0, "num_epochs": 2, "threads": 1}
     here = list(train(examples, **settings, start=1))
     there = list(train(examples, **settings, start=1, workers=2))
@@ -241,7 +261,7 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     for ours, theirs in zip(there, here, strict=True):
         np.testing.assert_array_equal(ours["image"], theirs["image"])
         np.testing.assert_array_equal(ours["label"], theirs["label"])
-    broken = sorted(folder.glob("a/*.png"))[3]
+    broken = sorted(folder.glob("a/*.jpg"))[3]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(Exception, match=broken.name) as caught:
         list(train(examples, **settings, workers=2))

@@ -117,6 +117,54 @@ def test_a_task_whose_process_always_dies_is_given_up():
     assert found["good"].result == 2
 
 
+def has_children(folder):
+    """Starts a process, as those that read images are (`data.workers`), which lives on."""
+    child = multiprocessing.get_context("spawn").Process(
+        target=wait, args=(f"{folder}/child",), daemon=True
+    )
+    child.start()
+    while not (pathlib.Path(folder) / "child").exists():
+        time.sleep(0.01)
+    return child.pid
+
+
+def test_a_process_may_have_its_own_and_takes_them_along(tmp_path):
+    launch = Local(1, 0)
+    [outcome] = launch([Task("children", has_children, (str(tmp_path),))])
+    assert outcome.error is None
+    os.kill(outcome.result, 0)
+    launch.close()
+    assert is_gone(outcome.result)
+
+
+def test_a_call_left_in_the_middle_leaves_nobody(tmp_path):
+    launch = Local(2, 0)
+    outcomes = launch([Task("sleep", wait, (str(tmp_path / "pid"),)), Task("good", double, (1,))])
+    assert next(outcomes).task.name == "good"
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    launch.close()
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def group(_):
+    return os.getpgrp()
+
+
+def test_control_c_reaches_the_sweep_alone():
+    [outcome] = Local(1, 0)([Task("group", group, (0,))])
+    assert outcome.result != os.getpgrp()
+
+
+def test_a_task_that_no_node_has_room_for(caplog):
+    nodes = [{"CPU": 2.0, "memory": 1.0}, {"CPU": 8.0, "GPU": 1.0}]
+    launchers._check_nodes(nodes, 8, 1, grows=False)
+    with pytest.raises(UserError, match="no node has 1 CPUs and 2 GPUs; there are: 2 CPUs, 0 GPUs"):
+        launchers._check_nodes(nodes, 1, 2, grows=False)
+    launchers._check_nodes(nodes, 16, 0, grows=True)
+    assert "no node has 16 CPUs" in caplog.text
+
+
 PARENT = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -129,7 +177,7 @@ if __name__ == "__main__":
 
 def wait(file):
     pathlib.Path(file).write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_nobody_outlives_a_killed_parent(tmp_path):
@@ -142,12 +190,18 @@ def test_nobody_outlives_a_killed_parent(tmp_path):
     child = int(file.read_text())
     parent.kill()
     parent.wait()
+    assert is_gone(child), "the worker outlived its parent"
+
+
+def is_gone(process):
+    """Whether it ended, or does so soon."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        if pathlib.Path(f"/proc/{child}/stat").read_text().split(")")[1].split()[0] == "Z":
-            return
+            state = pathlib.Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
         time.sleep(0.05)
-    pytest.fail("the worker outlived its parent")
+    return False

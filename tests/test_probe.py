@@ -1,5 +1,6 @@
 """A grid of heads is what each of its heads would be alone; what validation chooses is the run."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ from tl_jax import (
     cache_choice,
     feature_cache,
     job,
+    memory,
     parallel,
     planning,
     probe,
+    probe_features,
     runner,
     stages,
     trainer,
@@ -21,6 +24,7 @@ from tl_jax.errors import UserError
 from tl_jax.evaluator import Evaluator
 from tl_jax.main import main
 from tl_jax.metrics import Meter
+from tl_jax.workdir import WorkDir
 
 SMALL = {
     "data.splits.train": "train[:81]",
@@ -169,12 +173,102 @@ def test_features_of_a_narrower_head_are_its_own(digits_config):
         ({"data.augmentation": "flip"}, "flip draws anew"),
         ({"cache": "off"}, "config.cache is off"),
         ({"probe.grid.input": ("cls", "pooled")}, "has no class token"),
+        ({"freeze.phases": ({"learning_rate": 0.5},)}, "freeze.phases sets learning_rate"),
+        (
+            {
+                "freeze.strategy": "patterns",
+                "freeze.patterns": (("classifier.*bias", "train"), ("", "frozen")),
+            },
+            "kernel does not train",
+        ),
     ],
 )
 def test_grids_that_cannot_be(digits_config, tmp_path, fields, words):
     grid = {"probe.grid.learning_rate": (0.1, 0.2)}
     with pytest.raises(UserError, match=words):
         trainer.train(digits_config("resnet_bottleneck", **{**SMALL, **grid, **fields}), tmp_path)
+
+
+def test_a_grid_begins_with_fresh_heads(digits_config, tmp_path):
+    trainer.train(digits_config("resnet_bottleneck", **SMALL), tmp_path / "first")
+    grid = {"probe.grid.learning_rate": (0.1, 0.2), "init_from": str(tmp_path / "first")}
+    with pytest.raises(UserError, match=r"config\.init_from begins with a trained one"):
+        trainer.train(digits_config("resnet_bottleneck", **{**SMALL, **grid}), tmp_path / "grid")
+
+
+def test_a_phase_s_factor_is_the_grid_s_too(digits_config):
+    """A strategy may train its head at a multiple of the learning rate."""
+    config = digits_config("resnet_bottleneck", **SMALL)
+    run = job.prepare(config)
+    [stage] = run.stages
+    slow = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, rate=0.5))
+    slow = dataclasses.replace(run, stages=(slow,))
+    [setting] = probe.settings(config)
+    np.testing.assert_allclose(probe._rates(slow, setting), 0.5 * probe._rates(run, setting))
+
+
+def test_a_head_that_diverges_is_none_whatever_it_was_before(digits_config):
+    """Alone its run would end with an error."""
+    fields = {"head.kind": "mlp", "head.hidden": 8, "optimizer.schedule": "constant"}
+    fields |= {"optimizer.warmup": 0, "data.splits.train": "train[:16]"}  # a step an epoch
+    grid = {"probe.grid.learning_rate": (0.1, 1e20)}
+    for epochs in (1, 4):
+        config = digits_config(
+            "resnet_bottleneck", **{**SMALL, **grid, **fields, "train.epochs": epochs}
+        )
+        found, *_ = searched(config)
+        figures = [row["validation"] for row in found["settings"]]
+        assert figures[0] is not None
+        assert (figures[1] is not None) == (epochs == 1)
+    assert found["chosen"]["learning_rate"] == 0.1
+
+
+def test_a_search_on_other_images_is_refused(digits_config, tmp_path):
+    """The configuration is the same, the images are not."""
+    grid = {"probe.grid.learning_rate": (0.1, 0.2)}
+    config = digits_config("resnet_bottleneck", **{**SMALL, **grid})
+    devices, workdir = parallel.DataParallel(config.parallel), WorkDir(tmp_path)
+    found, inputs = probe_features.look(config, workdir, devices)
+    assert inputs is not None
+    assert probe_features.look(config, workdir, devices) == (found, None)
+    (tmp_path / "probe.json").write_text(json.dumps({**found, "made_of": "other images"}))
+    with pytest.raises(UserError, match="other weights, images or another version"):
+        probe_features.look(config, workdir, devices)
+
+
+@pytest.mark.bits
+def test_a_grid_of_inputs_goes_on_with_the_features_that_it_began_with(digits_config, tmp_path):
+    """Those of a narrower network differ in their last bits."""
+    grid = {"probe.grid.input": ("cls", "cls+mean"), "head.input": "cls"}
+    config = digits_config("vit_smaller", **{**SMALL, **grid})
+    devices, workdir = parallel.DataParallel(config.parallel), WorkDir(tmp_path)
+    found, before = probe_features.look(config, workdir, devices)
+    again, after = probe_features.look(config, workdir, devices)
+    assert again == found
+    for role, rows in before.rows.items():
+        for one, other in zip(probe.features(rows), probe.features(after.rows[role]), strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_features_that_are_there_need_no_second_room(digits_config, tmp_path, monkeypatch):
+    free = memory.device_available()
+    asked = []
+    monkeypatch.setattr(
+        memory, "device_available", lambda: asked.append(1) or (free if len(asked) < 2 else 0)
+    )
+    fields = {**SMALL, "probe.baselines": ("nearest_neighbours",), "cache": "device"}
+    trainer.train(digits_config("resnet_gray", **fields), tmp_path)
+    assert len(asked) == 1
+
+
+def test_passes_over_other_splits_are_none_of_training(digits_config, tmp_path):
+    fields = {**SMALL, "probe.baselines": ("nearest_neighbours",)}
+    config = digits_config("resnet_gray", **fields)
+    devices = parallel.DataParallel(config.parallel)
+    _, inputs = probe_features.look(config, WorkDir(tmp_path), devices)
+    took = {role: rows.seconds for role, rows in inputs.rows.items()}
+    assert took.keys() == {"train", "validation", "test"}
+    assert inputs.unseen_seconds == pytest.approx(took["validation"] + took["test"])
 
 
 def test_values_that_are_none(digits_config):

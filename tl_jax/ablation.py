@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl_jax import ablation_results, ablation_work, launchers, report, sweep_display
+from tl_jax import ablation_results, ablation_work, launchers, recipes, report, sweep_display
+from tl_jax import config as config_lib
 from tl_jax.ablation_axes import SEED
 from tl_jax.ablation_config import Cell, Sweep
-from tl_jax.errors import RunFailed, UserError
+from tl_jax.errors import DAMAGE, RunFailed, UserError
 from tl_jax.launchers import Launcher, Task
 from tl_jax.workdir import WorkDir
 
@@ -42,10 +44,7 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
     workdir.check_writable()
     with workdir.lock():
         with _launcher(sweep) as launch:
-            estimates = workdir.read_json(ESTIMATES)
-            if not _are_estimates(estimates, sweep):
-                estimates = _estimates(sweep, launch)
-            assert estimates is not None
+            estimates = _known_estimates(sweep, workdir) or _estimates(sweep, launch)
             sweep_display.plan(sweep, estimates)
             workdir.write_json(SWEEP, sweep.identity())
             workdir.write_json(ESTIMATES, estimates)
@@ -122,7 +121,7 @@ def _claim(sweep: Sweep, workdir: WorkDir) -> None:
 
 
 def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
-    """By group what a run of it takes, and the speed that an estimate of time rests on.
+    """By group what a run of it takes, the speed that an estimate of time rests on, and of what.
 
     Raises:
       UserError: names every group that cannot run at all.
@@ -145,17 +144,24 @@ def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
     return {
         "groups": {group: outcomes[group].result for group in first},
         "flops_per_second": flops,
+        "made_of": _made_of(sweep),
     }
 
 
-def _are_estimates(found: Any, sweep: Sweep) -> bool:
-    """Whether a file holds what `_estimates` gives for these groups."""
-    try:
-        each, speed = found["groups"], found["flops_per_second"]
-        right = each.keys() == sweep.groups.keys() and isinstance(speed, float) and speed > 0
-    except (LookupError, TypeError, AttributeError):
-        return False
-    return right and all(ablation_work.is_estimate(estimate) for estimate in each.values())
+def _made_of(sweep: Sweep) -> str:
+    """SHA-256 of the configurations of all groups, fields without an effect on results included."""
+    groups = {group: config_lib.to_dict(cells[0].config) for group, cells in sweep.groups.items()}
+    return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()
+
+
+def _known_estimates(sweep: Sweep, workdir: WorkDir) -> dict[str, Any] | None:
+    """What `_estimates` gave when the sweep was started before, if it was of the same."""
+    with contextlib.suppress(UserError, *DAMAGE):  # then they are made anew
+        found = workdir.read_json(ESTIMATES) or {}
+        right = found["made_of"] == _made_of(sweep) and found["flops_per_second"] > 0
+        if right and all(ablation_work.is_estimate(found["groups"][g]) for g in sweep.groups):
+            return found
+    return None
 
 
 def _search(
@@ -237,6 +243,8 @@ def _neighbours(sweep: Sweep, cell: Cell) -> list[str]:
 
 def _finished(sweep: Sweep, workdir: WorkDir, cell: Cell) -> bool:
     own = WorkDir(workdir.path / ablation_results.cell_path(cell))
+    if recipes.is_own(cell.config.freeze.strategy):
+        return False  # its run compares what the strategy's function does now
     try:
         ended, measures = own.finished() is not None, own.read_json("measures.json")
     except UserError:

@@ -200,7 +200,11 @@ def _option_problems(options: Ablate, axes: Axes) -> list[str]:
             f"config.ablate.learning_rates: {said}: budgets are matched, so as many trials "
             "everywhere"
         )
-    if own and options.learning_rates is None:
+    if options.learning_rates is None and any(
+        RATES in value and not all(RATES in other for other in values)
+        for values in axes.values()
+        for value in values
+    ):
         problems.append("config.ablate.learning_rates: give those of the other values, too")
     if rates and any(RATE in value for values in axes.values() for value in values):
         problems.append(f"config.ablate.learning_rates: without effect where an axis sets {RATE}")
@@ -213,7 +217,8 @@ def _option_problems(options: Ablate, axes: Axes) -> list[str]:
         problems.append("config.ablate.measure.severities: () leaves nothing of shifts")
     asked = {"shifts": corruptions.KINDS, "severities": corruptions.SEVERITIES}
     for name, known in asked.items():
-        wrong = [value for value in getattr(options.measure, name) if value not in known]
+        given = getattr(options.measure, name)
+        wrong = [v for v in given if v not in known or type(v) is not type(known[0])]
         problems += [
             f"config.ablate.measure.{name}: {value!r} is none of {', '.join(map(str, known))}"
             for value in wrong
@@ -260,12 +265,29 @@ def _cell(
         raise UserError(
             "config.ablate.learning_rates: validation chooses: set data.splits.validation"
         )
+    if rates and (setters := _sets_rate(config)):
+        raise UserError(
+            f"config.ablate.learning_rates: without effect on {name}, as {' and '.join(setters)} "
+            "sets what counts there"
+        )
+    if config.probe.grid.seed:
+        raise UserError("config.probe.grid.seed: in a sweep seeds are those of the axis seed")
     if not config.data.splits.test:
         raise UserError("config.data.splits.test: a sweep compares answers on it: set it")
     if len(name.encode()) > 200:
         raise UserError(f"config.ablate.axes: {name[:60]}… is too long for a directory: give names")
     group = ",".join(word for axis, word in words.items() if axis != SEED) or "all"
     return Cell(name, names, group, whole, tuple(map(float, rates)), config)
+
+
+def _sets_rate(config: Config) -> list[str]:
+    """What sets the learning rates of a run whatever `optimizer.learning_rate` is."""
+    phases = config.freeze.phases or ()
+    setters = {
+        "probe.grid.learning_rate": bool(config.probe.grid.learning_rate),
+        "freeze.phases": bool(phases) and all("learning_rate" in phase for phase in phases),
+    }
+    return [name for name, sets in setters.items() if sets]
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,11 @@ def collect(
         for cell in sweep.cells
     ]
     axes = {axis: list(names) for axis, names in sweep.axes.items()}
-    cells = [_readable(row, sweep.compared, axes, workdir) for row in rows]
+    cells = [
+        _readable(cell, row, sweep.compared, axes, workdir)
+        for cell, row in zip(sweep.cells, rows, strict=True)
+    ]
+    cells = _alike(sweep.cells, cells)
     finished = [cell["summary"] for cell in cells if cell["summary"]]
     return {
         "name": workdir.path.name,
@@ -88,6 +92,7 @@ def _row(
     own = WorkDir(path)
     files: dict[str, Any] = dict.fromkeys(_FILES)
     curves, hits, command = [], None, ""
+    rate = found["learning_rate"] if found else cell.config.optimizer.learning_rate
     if found is not None or not cell.rates:
         fields = overrides_of(cell, searched)
         command = ablation_work.command_of(sweep.config_file, fields, str(path))
@@ -98,6 +103,8 @@ def _row(
                 raise LookupError(f"{' and '.join(empty)}: missing or empty")
             _check_config(own, config_of(cell, searched))
             curves, hits = _curves(own), _hits(own, cell, files["summary"])
+            if cell.config.probe.grid.learning_rate:
+                rate = (files["summary"] or {})["probe"]["chosen"]["learning_rate"]
         except UserError as damaged:
             files, error = dict.fromkeys(_FILES), str(damaged)
         except DAMAGE as damaged:
@@ -114,7 +121,7 @@ def _row(
         "values": dict(cell.values),
         "workdir": cell_path(cell),
         "command": command,
-        "learning_rate": found["learning_rate"] if found else cell.config.optimizer.learning_rate,
+        "learning_rate": rate,
         "search": found,
         **files,
         "curves": curves,
@@ -123,20 +130,73 @@ def _row(
 
 
 def _readable(
-    row: dict[str, Any], compared: str, axes: Mapping[str, Sequence[str]], workdir: WorkDir
+    cell: Cell,
+    row: dict[str, Any],
+    compared: str,
+    axes: Mapping[str, Sequence[str]],
+    workdir: WorkDir,
 ) -> dict[str, Any]:
     """The row, or one that failed where its files hold something else than a run writes."""
     try:
         own = {} if row["summary"] is None else row["summary"]["environment"]
         alone = {"name": "", "compared": compared, "axes": axes, "environment": own}
         report.check({**alone, "cells": [row]})
+        for made_of in _made_of(cell, row["summary"]) if row["summary"] else ():
+            hash(made_of)
         return row
     except DAMAGE as error:
         path = workdir.path / row["workdir"]
         what = f"{type(error).__name__}: {error}"
-        said = f"its JSON files are damaged ({what}): remove {path} and start the sweep again"
-        nothing = dict.fromkeys((*_FILES, "hits"))
-        return {**row, **nothing, "curves": [], "status": "failed", "error": said}
+        return _failed(
+            row, f"its JSON files are damaged ({what}): remove {path} and start the sweep again"
+        )
+
+
+def _failed(row: dict[str, Any], why: str) -> dict[str, Any]:
+    nothing = dict.fromkeys((*_FILES, "hits"))
+    return {**row, **nothing, "curves": [], "status": "failed", "error": why}
+
+
+def _alike(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows; those fail that were made of other things than most of the others.
+
+    Between two starts of a sweep images, weights, or a strategy's function may change.
+    """
+    by_value: dict[tuple[str, Any], dict[Any, list[str]]] = {}
+    for cell, row in zip(cells, rows, strict=True):
+        for what, of, value in _made_of(cell, row["summary"]) if row["summary"] else ():
+            by_value.setdefault((what, of), {}).setdefault(value, []).append(cell.name)
+    errors: dict[str, str] = {}
+    for (what, _), names in by_value.items():
+        most = max(names.values(), key=len)
+        for other in names.values():
+            if other is not most:
+                errors |= dict.fromkeys(
+                    other,
+                    f"made with other {what} than {most[0]}, by the hashes in their summary.json: "
+                    "remove the folders of one kind, with those in search/ whose learning rates "
+                    "rest on the same, and start the sweep again",
+                )
+    return [_failed(row, errors[row["name"]]) if row["name"] in errors else row for row in rows]
+
+
+def _made_of(cell: Cell, summary: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What a cell has in common with others: what that is, with which of them, and its hash."""
+    config, data, splits = cell.config, cell.config.data, cell.config.data.splits
+    images = summary["data"]["fingerprint"]
+    whole = data.source, data.dir, data.image_column, data.label_column, data.skip_unreadable
+    drawn = data.examples_per_class, data.fraction
+    seed = None if drawn == (None, None) else config.seed
+    yield "orders of the examples", None, summary["order"]
+    model = config.model.pretrained, config.model.revision, config.init_from
+    yield "weights", model, summary["model"]["sha256"]
+    yield "training images", (*whole, splits.train, *drawn, seed), images["train"]
+    yield "validation images", (*whole, splits.validation), images.get("validation")
+    yield "test images", (*whole, splits.test), images["test"]
+    # With a grid of heads each seed may have chosen its own learning rate, which is in the plan.
+    chosen = {**(summary.get("probe", {}).get("chosen") or {}), "seed": None}
+    same = cell.group, json.dumps(chosen, sort_keys=True)
+    yield "parameters trained by its strategy", same, summary["plan_sha256"]
 
 
 def _check_config(own: WorkDir, config: Config) -> None:

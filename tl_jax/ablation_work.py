@@ -67,7 +67,8 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
     found = job.prepare(config)
     feature_measures.check(found, measure)
     flops, shared, caches = 0.0, 0.0, []
-    size, rows = config.data.batch_size, len(found.examples["train"])
+    size = config.data.batch_size
+    rows = len(found.examples["train"]) * (config.data.views or 1)
     for stage, least in zip(found.stages, step_cost.least(found), strict=True):
         choice = cache_choice.choose(found, stage)
         below = cache_choice.prefix_share(found, stage) if choice.first else 0.0
@@ -267,7 +268,7 @@ def run(config_file: str, overrides: Overrides, path: str, measure: Measure) -> 
     workdir, asked = WorkDir(path), dataclasses.asdict(measure)
     asked = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items()}
     found = workdir.read_json("measures.json")
-    if found is None or found["asked"] != asked:
+    if found is None or found.get("asked") != asked:
         with _sharing():
             found = feature_measures.measure(config, path, measure)
         workdir.write_json("measures.json", {"asked": asked, **found})

@@ -82,8 +82,9 @@ def choose(
     layouts = _activations(job, plan, splits)
     nbytes = sum(layout.nbytes for layout in layouts.values())
     at = f"{_rows_text(layouts)} at {plan.blocks[plan.boundary]}, {_size(nbytes)}"
-    free = {"device": memory.device_available, "host": memory.host_available}
-    if wanted in free and nbytes > (most := free[wanted]()):
+    device, host = memory.device_available(), memory.host_available()
+    free = {"device": min(device, host), "host": host}  # rows on a device are on the host, too
+    if wanted in free and nbytes > (most := free[wanted]):
         raise UserError(
             f"config.cache: {wanted!r} cannot be: {at}, and {_size(most)} are free; take 'disk', "
             "or leave it at 'auto'"
@@ -97,9 +98,8 @@ def choose(
         why = f"{share:.0%} of a step's computation lies below {plan.blocks[plan.boundary]}"
         why += f", and {views} of {epochs:.2g} epochs would run it all the same"
         return _images(job, stage, why)
-    device, host = free["device"](), free["host"]()
-    limit = job.config.cache_limit_gb * 1e9
-    room = {"device": device * DEVICE_SHARE, "host": host * HOST_SHARE, "disk": limit}
+    limit, room_host = job.config.cache_limit_gb * 1e9, host * HOST_SHARE
+    room = {"device": min(device * DEVICE_SHARE, room_host), "host": room_host, "disk": limit}
     kind = next((kind for kind, free in room.items() if nbytes <= free), "off")
     kind = KINDS[parallel.first_process_says(KINDS.index(kind))]
     if kind == "off":

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tl_jax.errors import DAMAGE, UserError
@@ -77,11 +77,15 @@ def is_there(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Removes what has a cache's name, whatever it is; of a link the link alone."""
+    """Removes what has a cache's name, whatever it is; of a link the link alone.
+
+    Raises:
+      OSError: it cannot be removed, as it is another user's.
+    """
     if path.is_symlink() or path.is_file():
         path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -113,12 +117,12 @@ def lock(root: Path, name: str, about: str | None = None) -> Iterator[None]:
         os.close(file)
 
 
-def check_room(root: Path, needed: int, limit: float, about: str) -> None:
+def check_room(root: Path, sizes: Mapping[str, int], limit: float, about: str) -> None:
     """Refuses what would take the caches beyond their limit, or fill the disk.
 
     Args:
       root: the folder of all caches.
-      needed: bytes.
+      sizes: bytes of each cache, by name. One that another process is making needs no more.
       limit: bytes that all caches may take together.
       about: what is to be kept, for people.
 
@@ -126,7 +130,7 @@ def check_room(root: Path, needed: int, limit: float, about: str) -> None:
       NoRoom: says what there is.
     """
     with lock(root, _ROOM, "what room there is"):
-        _count(root, needed, limit, about)
+        _count(root, sizes, limit, about)
 
 
 def reserve(path: Path, needed: int, limit: float, about: str) -> Path:
@@ -143,8 +147,8 @@ def reserve(path: Path, needed: int, limit: float, about: str) -> Path:
     """
     side = path.parent / f".{path.name}.part"
     with lock(path.parent, _ROOM, "what room there is"):
-        _count(path.parent, needed, limit, about)
         remove(side)
+        _count(path.parent, {path.name: needed}, limit, about)
         side.mkdir()
         (side / _NEEDS).write_text(str(needed))
     return side
@@ -152,17 +156,18 @@ def reserve(path: Path, needed: int, limit: float, about: str) -> Path:
 
 def finish(side: Path, path: Path) -> None:
     """Gives what was written under a side name its own."""
-    (side / _NEEDS).unlink()
-    side.rename(path)
+    with lock(path.parent, _ROOM, "what room there is"):
+        (side / _NEEDS).unlink()
+        side.rename(path)
 
 
-def _count(root: Path, needed: int, limit: float, about: str) -> None:
+def _count(root: Path, sizes: Mapping[str, int], limit: float, about: str) -> None:
     """Refuses what would take the caches beyond their limit, after sweeping what was cut short.
 
     Raises:
       NoRoom: says what there is.
     """
-    held = {}
+    needed, held, unwritten = sum(sizes.values()), {}, 0
     for path in sorted(root.iterdir()):  # which may hold what is none of ours
         if not path.is_dir() or path.is_symlink():
             continue
@@ -170,13 +175,13 @@ def _count(root: Path, needed: int, limit: float, about: str) -> None:
             try:
                 with lock(root, partial[1]):
                     shutil.rmtree(path, ignore_errors=True)  # cut short
-            except BlockingIOError:
+            except BlockingIOError:  # in the making
                 held[path] = _reserved(path)
+                unwritten += max(held[path] - _written(path), 0)
+                needed -= sizes.get(partial[1], 0)
         elif re.fullmatch(_NAME, path.name):
-            held[path] = 0
-            with contextlib.suppress(PermissionError):  # another user's, closed to this one
-                held[path] = sum(file.lstat().st_size for file in path.iterdir())
-    taken, free = sum(held.values()), shutil.disk_usage(root).free
+            held[path] = _written(path)
+    taken, free = sum(held.values()), max(shutil.disk_usage(root).free - unwritten, 0)
     if taken + needed <= limit and needed <= free:
         return
     lines = [f"{path.name}: {_gb(size)}, {_about(path)}" for path, size in held.items()]
@@ -186,6 +191,12 @@ def _count(root: Path, needed: int, limit: float, about: str) -> None:
         + "\n  ".join(lines or ["(none)"])
         + "\nRemove folders there, raise the limit, or set config.cache=off."
     )
+
+
+def _written(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another user's, closed to this one, or just renamed
+        return sum(file.lstat().st_size for file in path.iterdir() if file.name != _NEEDS)
+    return 0
 
 
 def _reserved(side: Path) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 
 from tl_jax import layer_forms, losses
 
+Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
 
 @dataclasses.dataclass
 class Evaluation:
@@ -23,12 +25,14 @@ class Evaluation:
         index, true class, predicted class).
       answers: "label", "prediction" int [N] and "probability" (of the prediction) float32 [N], by
         example.
+      loss_error: standard error of the loss; None of one example.
     """
 
     loss: float
     confusion: np.ndarray
     mistakes: list[tuple[float, int, int, int]]
     answers: Mapping[str, np.ndarray]
+    loss_error: float | None = None
 
     @property
     def examples(self) -> int:
@@ -52,15 +56,17 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """As `summary.json` holds it."""
         hits = int(np.trace(self.confusion))
+        wide = None if self.loss_error is None else Z95 * self.loss_error
         return {
             "accuracy": self.accuracy,
             "accuracy_ci95": list(wilson_interval(hits, self.examples)),
             "loss": self.loss,
+            "loss_ci95": None if wide is None else [self.loss - wide, self.loss + wide],
             "examples": self.examples,
         }
 
 
-def wilson_interval(hits: int, examples: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(hits: int, examples: int, z: float = Z95) -> tuple[float, float]:
     """Confidence interval of a proportion (Wilson 1927, doi:10.2307/2276774); z: 95 % by default.
 
     With p = hits / n: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
@@ -84,7 +90,7 @@ def make_eval_step(classify: Callable, num_classes: int, axis_name: str | None =
     Returns:
       `step(variables, batch)` → dict of loss: float32 [], sum over the examples of the batch;
       confusion: int32 [C, C]; and of every example of the global batch, [N]: label, prediction,
-      probability (of the prediction), index and mask (0 for padding).
+      probability (of the prediction), nats (its loss), index and mask (0 for padding).
       batch: what `classify` takes, label int32 [n], index int32 [n], mask float32 [n].
     """
 
@@ -93,13 +99,15 @@ def make_eval_step(classify: Callable, num_classes: int, axis_name: str | None =
             logits = classify(variables, batch)
         real = batch["mask"] > 0
         label, prediction = batch["label"], logits.argmax(-1).astype(jnp.int32)
-        loss = jnp.where(real, losses.cross_entropy(logits, label), 0.0).sum()
+        nats = jnp.where(real, losses.cross_entropy(logits, label), 0.0)
+        loss = nats.sum()
         confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
         confusion = confusion.at[label, prediction].add(real.astype(jnp.int32))
         examples = {
             "label": label,
             "prediction": prediction,
             "probability": jax.nn.softmax(logits).max(-1),
+            "nats": nats,
             "index": batch["index"],
             "mask": real,
         }
@@ -122,7 +130,7 @@ def evaluate(
       ValueError: there is no example.
     """
     loss, confusion = 0.0, None
-    columns = ("index", "label", "prediction", "probability")
+    columns = ("index", "label", "prediction", "probability", "nats")
     parts: list[dict[str, np.ndarray]] = []
 
     def add(sums):
@@ -146,8 +154,10 @@ def evaluate(
     answers = {name: np.concatenate([part[name] for part in parts]) for name in columns}
     order = np.argsort(answers.pop("index"), kind="stable")
     answers = {name: values[order] for name, values in answers.items()}
-    label, prediction, probability = (answers[name] for name in columns[1:])
+    nats = answers.pop("nats").astype(np.float64)
+    label, prediction, probability = (answers[name] for name in columns[1:-1])
     wrong = np.flatnonzero(label != prediction)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][:mistakes].tolist()
     listed = [(float(probability[i]), i, int(label[i]), int(prediction[i])) for i in worst]
-    return Evaluation(loss / int(confusion.sum()), confusion, listed, answers)
+    error = float(nats.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else None
+    return Evaluation(loss / int(confusion.sum()), confusion, listed, answers, error)

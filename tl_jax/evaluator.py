@@ -57,7 +57,7 @@ class Evaluator:
             first, ready = stage.plan.boundary, stages.prefix_of(job, stage)
 
             def make_below(job: Job) -> Callable:
-                below = runner.below_step(job, stage)
+                below = stages.below_step(job, stage)
                 return devices.compile(
                     lambda held, batch: {**batch, **below(held, batch, None)},
                     arguments=1,

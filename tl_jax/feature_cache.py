@@ -22,7 +22,6 @@ from tl_jax import (
     feature_store,
     input_pipeline,
     parallel,
-    prefix,
     sharing,
     stages,
 )
@@ -47,7 +46,9 @@ class Inputs:
       rows: by split, "train" and, if there is one, "validation".
       resident: leaves [rows, …] of the training split on every device, None where they are not.
       seconds: that it took, without compilation; by an earlier run, where that shared its rows.
-      validation_seconds: of these, those of the validation split.
+      unseen_seconds: of these, those of splits that nothing is trained on.
+      watched_seconds: of these, those that this process saw go by.
+      wait_seconds: of those, the ones in which the devices waited for images.
       compile_seconds: of the prefix.
     """
 
@@ -55,7 +56,9 @@ class Inputs:
     rows: Mapping[str, Rows]
     resident: Any
     seconds: float = 0.0
-    validation_seconds: float = 0.0
+    unseen_seconds: float = 0.0
+    watched_seconds: float = 0.0
+    wait_seconds: float = 0.0
     compile_seconds: float = 0.0
 
 
@@ -80,8 +83,9 @@ def fill(
     rows: dict[str, Rows] = {role: job.rows(role) for role in roles}
     make_ready = _Compiling(stages.prefix_of(job, stage))
     spent: dict[str, float] = {}  # seconds by split, whichever run it was that spent them
+    watched, waits = 0.0, list[float]()
     run = _Compiling(
-        sharing.programs_of(job, stage, "cache", lambda job: _prefix_step(job, stage.plan, devices))
+        sharing.programs_of(job, stage, "cache", lambda job: _prefix_step(job, stage, devices))
     )
     if choice.first:
         below = devices.replicate(make_ready(variables))
@@ -89,11 +93,13 @@ def fill(
         for role, layout in choice.layouts.items():
 
             def produce(role: str = role, layout: Layout = layout) -> Pieces:
-                return track(_run(job, run, devices, below, role, layout), layout)
+                return track(_run(job, run, devices, below, role, layout, waits), layout)
 
             keep = _shared if choice.kind == "disk" else _kept
-            found = keep(job, stage.plan, variables, role, layout, _Timed(produce, run))
+            timed = _Timed(produce, run)
+            found = keep(job, stage.plan, variables, role, layout, timed)
             rows[role], spent[role] = found, found.seconds
+            watched += found.seconds if timed.ran else 0.0
         started += time.perf_counter() - begun  # leaves out waiting for others, too
     resident = None
     if choice.kind == "device" and not choice.first:
@@ -105,7 +111,9 @@ def fill(
     return dataclasses.replace(
         inputs,
         seconds=rest + sum(spent.values()),
-        validation_seconds=spent.get("validation", 0.0),
+        unseen_seconds=sum(took for role, took in spent.items() if role != "train"),
+        watched_seconds=watched,
+        wait_seconds=sum(waits),
         compile_seconds=make_ready.seconds + run.seconds,
     )
 
@@ -222,21 +230,24 @@ class _Timed:
     """What gives rows, and `seconds()` since it began to, without compilation."""
 
     def __init__(self, produce: Callable[[], Pieces], run: _Compiling):
-        self._produce, self._run = produce, run
+        self._produce, self._run, self.ran = produce, run, False
         self._started, self._compiled = time.perf_counter(), run.seconds
 
     def __call__(self) -> Pieces:
         self._started, self._compiled = time.perf_counter(), self._run.seconds
+        self.ran = True
         return self._produce()
 
     def seconds(self) -> float:
         return time.perf_counter() - self._started - (self._run.seconds - self._compiled)
 
 
-def _prefix_step(job: Job, plan: Plan, devices: DataParallel) -> Callable:
+def _prefix_step(job: Job, stage: Stage, devices: DataParallel) -> Callable:
+    below_of = stages.below_step(job, stage)
+
     def step(below, batch):
-        images = job.preprocess(batch)
-        found = prefix.apply(job.pretrained.module, plan, below, images), batch["label"]
+        found = below_of(below, batch, None)
+        found = found["activations"], found["label"]
         # Every process takes all rows, whichever it will need.
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), found)
 
@@ -250,8 +261,12 @@ def _run(
     below: Any,
     role: str,
     layout: Layout,
+    waits: list[float],
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-    """Activations and labels of a split, batch by batch, view by view, one behind the device."""
+    """Activations and labels of a split, batch by batch, view by view, one behind the device.
+
+    `waits` is told for how long the device had nothing to do before each batch.
+    """
 
     def take(found: Any, count: int) -> tuple[list[np.ndarray], np.ndarray]:
         activations, labels = jax.device_get(found)
@@ -262,11 +277,15 @@ def _run(
     for view in [None] if views is None else range(views):
         batches = input_pipeline.all_batches(job.rows(role), job.config.data, view=view)
         left, pending = layout.examples, None
+        asked = time.perf_counter()
         for batch in batches:
+            if pending is None or pending[0][1].is_ready():
+                waits.append(time.perf_counter() - asked)
             found = run(below, devices.shard(batch))
             if pending is not None:
                 yield take(*pending)
             pending, left = (found, min(size, left)), left - size
+            asked = time.perf_counter()
         assert pending is not None, "a split has an example"
         yield take(*pending)
 
@@ -283,25 +302,81 @@ def _shared(
     config, key = job.config, feature_key.of(job, plan, variables, role)
     about, limit = _about(job, plan, layout.name), config.cache_limit_gb * 1e9
 
-    def on_disk() -> ActivationRows:
+    def on_disk(produce: feature_rows.Produce) -> ActivationRows:
         return feature_store.on_disk(config.cache_dir, key, layout, produce, limit, about)
 
     if jax.process_count() == 1:
-        return on_disk()
-    there = parallel.is_first() and feature_store.find(config.cache_dir, key, layout) is not None
-    if not parallel.first_process_says(int(there)):
-        if parallel.is_first():
-            on_disk()
-        else:
-            for _ in produce():  # the first process needs this one's devices
-                pass
-        parallel.first_process_says(0)  # wait until it is written
+        return on_disk(produce)
+    if parallel.is_first():
+        _lead(on_disk, produce)
+    else:
+        _help(produce)
     rows = feature_store.find(config.cache_dir, key, layout)
     if rows is None:
         raise UserError(
             f"config.cache_dir: {config.cache_dir} is not the same folder for all processes"
         )
     return rows
+
+
+def _lead(on_disk: Callable[[feature_rows.Produce], Any], produce: _Timed) -> None:
+    """Lets the first process find or write a cache; `_help` is what the others do meanwhile.
+
+    Whether it must be computed is known under its lock alone, as another run may be writing it.
+    """
+    computed = _Computed(produce)
+    problem: UserError | None = None
+    try:
+        on_disk(computed)
+    except UserError as error:
+        if computed.broken:
+            raise  # the others cannot go on either
+        problem = error
+    computed.end()
+    parallel.first_process_says(int(problem is not None))
+    if problem is not None:
+        raise problem
+
+
+def _help(produce: _Timed) -> None:
+    """Computes its share of a cache, if the first process computes it."""
+    if parallel.first_process_says(0):
+        for _ in produce():
+            pass
+    if parallel.first_process_says(0):
+        raise UserError("config.cache_dir: the first process could not write the cache")
+
+
+class _Computed:
+    """What gives rows, in all processes at once: told to the others before it begins.
+
+    `broken` says that it failed itself, and not whoever takes its rows.
+    """
+
+    def __init__(self, produce: _Timed):
+        self._produce, self.broken = produce, False
+        self._pieces: Pieces | None = None
+        self.seconds = produce.seconds
+
+    def __call__(self) -> Pieces:
+        parallel.first_process_says(1)
+        self._pieces = self._watched()
+        return self._pieces
+
+    def _watched(self) -> Pieces:
+        try:
+            yield from self._produce()
+        except Exception:
+            self.broken = True
+            raise
+
+    def end(self) -> None:
+        """Goes to the end of what was begun, since the others do; or says that nothing was."""
+        if self._pieces is None:
+            parallel.first_process_says(0)
+        else:
+            for _ in self._pieces:
+                pass
 
 
 def _about(job: Job, plan: Plan, what: str) -> str:

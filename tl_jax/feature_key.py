@@ -7,8 +7,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import PIL
 
@@ -38,13 +40,20 @@ def of(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
         "dtype": [str(jnp.dtype(module.dtype)), module.precision],
         "preprocessing": repr(network.preprocessing),
         "data": [examples.name, examples.version, examples.split, examples.fingerprint],
+        "image_shape": examples.image_shape,  # whether the host resizes, for one
         # In other batches a row may differ in its last bits.
-        "batch": [config.data.batch_size, jax.device_count()],
+        "batch": [
+            config.data.batch_size,
+            config.train.gradient_accumulation,
+            jax.device_count(),
+        ],
         "views": None if views is None else [config.data.augmentation, views, config.seed],
         "software": [
             tl_jax.__version__,
             PIL.__version__,
+            flax.__version__,
             jax.__version__,
+            jaxlib.__version__,
             jax.default_backend(),
             jax.devices()[0].device_kind,
         ],
@@ -53,11 +62,11 @@ def of(job: Job, plan: Plan, variables: Any, role: str) -> dict[str, Any]:
 
 
 def _processor() -> list[Any]:
-    """What the last bits on a CPU depend on: its instructions and cores, and XLA's flags."""
-    if jax.default_backend() != "cpu":
-        return []
+    """What the last bits depend on: XLA's flags, and a CPU's instructions and cores."""
     apart = ("--xla_force_host_platform_device_count", "--xla_dump")  # counted above; no bits
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(apart)]
+    if jax.default_backend() != "cpu":
+        return [sorted(flags)]
     instructions = platform.processor()
     with contextlib.suppress(OSError):  # Linux names them all
         lines = Path("/proc/cpuinfo").read_text().splitlines()

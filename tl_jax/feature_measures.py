@@ -143,7 +143,7 @@ def _check_options(options: Measure) -> None:
     problems += [
         f"severity {severity!r} is none of {', '.join(map(str, corruptions.SEVERITIES))}"
         for severity in options.severities
-        if severity not in corruptions.SEVERITIES
+        if severity not in corruptions.SEVERITIES or type(severity) is not int
     ]
     least = {"probe_images": 0, "shift_images": 1, "gradient_steps": 0, "source_images": 1}
     for name, smallest in least.items():

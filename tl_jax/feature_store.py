@@ -65,7 +65,8 @@ def on_disk(
             try:
                 _write(side, path, key, layout, produce, about)
             except BaseException:
-                cache_folder.remove(side)
+                with contextlib.suppress(OSError):
+                    cache_folder.remove(side)
                 raise
     rows = find(root, key, layout)
     if rows is None:
@@ -93,12 +94,11 @@ def check_room(
       NoRoom: they would not fit into the limit or on the disk, or the folder cannot be used.
     """
     root = cache_folder.root_of(folder)
-    missing = [
-        layout.nbytes for key, layout in caches if not cache_folder.is_there(root / name_of(key))
-    ]
+    sizes = {name_of(key): layout.nbytes for key, layout in caches}
+    missing = {n: size for n, size in sizes.items() if not cache_folder.is_there(root / n)}
     if missing:
         with cache_folder.usable(folder) as root:
-            cache_folder.check_room(root, sum(missing), limit_bytes, about)
+            cache_folder.check_room(root, missing, limit_bytes, about)
 
 
 def name_of(key: Mapping[str, Any]) -> str:

@@ -4,15 +4,21 @@ A task is a function of a module with arguments that can be pickled. It runs to 
 takes its process with it; each comes back as an `Outcome`, and none stops the others.
 """
 
+import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from typing import Any, Protocol
 
 from tl_jax.errors import RunFailed, UserError, printable_lines
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +89,13 @@ class Local:
         self._jobs, self._retries = jobs, retries
         self._context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
         self._idle: list[_Worker] = []
+        self._busy: dict[connection.Connection, tuple[_Worker, Task, int]] = {}
+        weakref.finalize(self, _end, self._idle, self._busy)  # also when the interpreter ends
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """See `Launcher`."""
         waiting = [(task, self._retries) for task in tasks]
-        busy: dict[connection.Connection, tuple[_Worker, Task, int]] = {}
+        busy = self._busy
         try:
             while waiting or busy:
                 while waiting and len(busy) < self._jobs:
@@ -114,13 +122,19 @@ class Local:
                         self._idle.append(worker)
                     yield outcome
         finally:
-            for worker, _, _ in busy.values():
-                worker.end()
+            _end([], busy)
 
     def close(self) -> None:
         """See `Launcher`."""
-        while self._idle:
-            self._idle.pop().end()
+        _end(self._idle, self._busy)
+
+
+def _end(idle: "list[_Worker]", busy: "dict[Any, tuple[_Worker, Task, int]]") -> None:
+    """Ends processes; those are busy whose call failed or was left in the middle."""
+    while busy:
+        busy.popitem()[1][0].end()
+    while idle:
+        idle.pop().end()
 
 
 class _Worker:
@@ -129,7 +143,8 @@ class _Worker:
     def __init__(self, context: Any):
         self.pipe, theirs = context.Pipe()
         self._kinds: set[str] = set()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        # Not as a daemon: the readers of images (`data.workers`) are its children.
+        self._process = context.Process(target=_serve, args=(theirs,))
         self._process.start()
         theirs.close()
 
@@ -149,14 +164,18 @@ class _Worker:
         self.pipe.send(task)
 
     def end(self) -> int | None:
-        """Ends the process, whatever it does; its exit code."""
+        """Ends the process, whatever it does, and its own; its exit code."""
         self.pipe.close()
+        # It may have no group yet, or no longer; macOS does not let signal one that has ended.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
         return self._process.exitcode
 
 
 def _serve(pipe: connection.Connection) -> None:
+    os.setsid()  # Control-C at the terminal is the sweep's alone
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
@@ -171,7 +190,7 @@ def _serve(pipe: connection.Connection) -> None:
 def _follow(parent: int) -> None:
     """Dies with the parent: a sweep that was killed leaves nobody behind in its directories."""
     connection.wait([parent])
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 class Ray:
@@ -184,7 +203,7 @@ class Ray:
       retries: of a task whose process or node died.
 
     Raises:
-      UserError: Ray is not installed, or the cluster does not answer.
+      UserError: Ray is not installed, the cluster does not answer, or this machine is too small.
     """
 
     def __init__(self, address: str | None, cpus: float, gpus: float, retries: int):
@@ -196,10 +215,12 @@ class Ray:
                 "(or take local)"
             ) from None
         self._ray = ray
+        address = address or os.environ.get("RAY_ADDRESS")
+        grows = bool(address) or ray.is_initialized()
         if not ray.is_initialized():
             try:
                 ray.init(
-                    address=address,
+                    address=address or "local",
                     include_dashboard=False if address is None else None,
                     log_to_driver=False,
                     configure_logging=False,
@@ -209,6 +230,7 @@ class Ray:
                 raise UserError(
                     f"config.ablate.ray_address: no cluster {where}: {error}"
                 ) from error
+        _check_nodes([n["Resources"] for n in ray.nodes() if n["Alive"]], cpus, gpus, grows)
         self._remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_call_in)
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
@@ -229,6 +251,23 @@ class Ray:
 
     def close(self) -> None:
         """See `Launcher`; Ray looks after its processes itself."""
+
+
+def _check_nodes(
+    nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float, grows: bool
+) -> None:
+    """A task that no node has room for waits: for ever on one machine, where a cluster may grow.
+
+    Raises:
+      UserError: it would wait for ever.
+    """
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    has = "; ".join(f"{n.get('CPU', 0):g} CPUs, {n.get('GPU', 0):g} GPUs" for n in nodes)
+    said = f"no node has {cpus:g} CPUs and {gpus:g} GPUs; there are: {has}"
+    if not grows:
+        raise UserError(f"config.ablate.cpus, gpus: {said}")
+    log.warning("%s: waiting for one that has", said)
 
 
 def _call_in(folder: str, task: Task) -> Outcome:

@@ -13,7 +13,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def host_available() -> int:
     """Bytes that this process could still take without swapping, as Linux estimates them.
 
-    A container's limit counts, too. Elsewhere than on Linux: all physical memory.
+    A container's limit counts, too; pages of files that it can give up (`inactive_file`) count as
+    free, as in the working set of Kubernetes. Elsewhere than on Linux: all physical memory.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -26,6 +27,9 @@ def host_available() -> int:
         used = int((_CGROUP / "memory.current").read_text())
     except (OSError, ValueError):  # none is set, or no such hierarchy
         return free
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        used -= int(dict(line.split() for line in lines)["inactive_file"])
     return max(min(free, limit - used), 0)
 
 

@@ -39,18 +39,23 @@ class Meter:
         self._wait = spent.get("input_wait_seconds", 0.0)
         self._steps = int(spent.get("timed_steps", 0))
         self._compile = spent.get("compile_seconds", 0.0)
-        self._filled = {**spent.get("filled", {})}
+        self._filled = {
+            phase: [*row, 0.0, 0.0][:4] for phase, row in spent.get("filled", {}).items()
+        }
         self._compiled = False
         self._pending: list[tuple[int, Any]] = []
         self._interval, self._epoch = Mean(spent.get("interval")), Mean(spent.get("epoch"))
         self._since = time.perf_counter()
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the time counts as waiting if the device ran dry meanwhile."""
+        """The next batch; the time counts as waiting if the device ran dry meanwhile.
+
+        That of the first step makes ready for it, as its compilation does.
+        """
         start = time.perf_counter()
         batch = next(batches)
         newest = self._pending[-1][1]["loss"] if self._pending else None
-        if newest is None or newest.is_ready():
+        if self._compiled if newest is None else newest.is_ready():
             self._wait += time.perf_counter() - start
         return batch
 
@@ -80,13 +85,19 @@ class Meter:
         return result
 
     def filled(
-        self, phase: int, seconds: float, validation_seconds: float, compile_seconds: float
+        self,
+        phase: int,
+        seconds: float,
+        unseen_seconds: float,
+        watched_seconds: float,
+        wait_seconds: float,
+        compile_seconds: float,
     ) -> None:
-        """Takes the time that a phase's cache took, of it that of the validation split.
+        """Takes the time that a phase's cache took; see `feature_cache.Inputs`.
 
         It is none of the training's. That of an interrupted start, which is lost, does not count.
         """
-        self._filled[str(phase)] = [seconds, validation_seconds]
+        self._filled[str(phase)] = [seconds, unseen_seconds, watched_seconds, wait_seconds]
         self._compile += compile_seconds
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -144,25 +155,29 @@ class Meter:
         """Seconds and rates so far, those before an interruption included.
 
         Training is counted without compilation, validation and checkpoints; the total with them.
+        The share of waiting is one of training and of filling caches.
         """
-        cache, validation = (sum(each) for each in zip((0, 0), *self._filled.values(), strict=True))
+        filled = zip((0.0, 0.0, 0.0, 0.0), *self._filled.values(), strict=True)
+        cache, unseen, watched, waited = (sum(each) for each in filled)
+        busy, wait = self._train + watched, self._wait + waited
         return {
             "compile_seconds": self._compile,
             "train_seconds": self._train,
-            "cache_seconds": float(cache),
-            "cache_validation_seconds": float(validation),
+            "cache_seconds": cache,
+            "cache_validation_seconds": unseen,
             "total_seconds": self._total + time.perf_counter() - self._started,
-            "input_wait_seconds": self._wait,
+            "input_wait_seconds": wait,
             "timed_steps": self._steps,
             "examples_per_second": self._steps * self._batch_size / max(self._train, 1e-9),
-            "input_wait_fraction": min(self._wait / max(self._train, 1e-9), 1.0),
+            "input_wait_fraction": min(wait / max(busy, 1e-9), 1.0),
         }
 
     @property
     def position(self) -> dict[str, Any]:
         """What a resumed run needs to go on counting."""
         sums = {"interval": self._interval.sums, "epoch": self._epoch.sums}
-        return {**self.timing, **sums, "filled": dict(self._filled)}
+        own = {"input_wait_seconds": self._wait}  # that of caches is in "filled"
+        return {**self.timing, **own, **sums, "filled": dict(self._filled)}
 
 
 class Mean:

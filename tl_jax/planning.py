@@ -35,8 +35,8 @@ def plan(config: Config, path: Any) -> dict[str, Any]:
     description, needed = job.describe_plan(), probe.wanted(config)
     seen, choices = job, [] if needed else [cache_choice.choose(job, s) for s in job.stages]
     if needed:
-        seen, choice = probe_features.choose(config)
-        choices = [choice]
+        seen = probe_features.widest(config)
+        choices = [probe_features.choose(seen)]
     variables, phases = seen.pretrained.variables, list(zip(seen.stages, choices, strict=True))
     feature_cache.check_room(seen, phases, variables)
     choices = [

@@ -107,15 +107,31 @@ def check(job: Job) -> None:
     """Whether the network can have a grid; `config_checks.of_probe` asks the configuration.
 
     Raises:
-      UserError: the strategy trains more than the head, or the seeds change the features.
+      UserError: the strategy trains more than the head; or heads of the grid would differ from lone
+        ones.
     """
     problem = ""
     if len(job.stages) > 1 or job.plan.training_blocks != (len(job.plan.blocks) - 1,):
         problem = f"{job.plan.strategy} trains more than the head: take linear_probe"
-    elif job.config.probe.grid.seed and job.plan.trunk == "random":
-        problem = "seed: the random trunk would change with it, too"
+    elif has_grid(job.config):
+        problem = _grid_problem(job)
     if problem:
         raise UserError(f"config.probe: {problem}")
+
+
+def _grid_problem(job: Job) -> str:
+    """Why a head of a grid would not be what it is alone; "" where it would be."""
+    config, plan = job.config, job.plan
+    for name in ("learning_rate", "weight_decay"):
+        if any(name in phase for phase in config.freeze.phases or ()):
+            return f"freeze.phases sets {name}, over what a grid tries: set config.optimizer.{name}"
+    if config.init_from is not None:
+        return "a grid's heads begin anew, and config.init_from begins with a trained one"
+    if not plan.trains(_entry(job.pretrained)):
+        return f"{_entry(job.pretrained)} does not train, and a grid's heads differ in it"
+    if config.probe.grid.seed and plan.trunk == "random":
+        return "seed: the random trunk would change with it, too"
+    return ""
 
 
 def is_possible(job: Job) -> bool:
@@ -138,8 +154,8 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
       devices: that train, each its share of every batch.
 
     Returns:
-      "settings": for each its fields and the "validation" figures of its best epoch; "chosen": the
-      fields of the best, by accuracy, then by loss.
+      "settings": for each its fields and the "validation" figures of its best epoch, None where its
+      loss did not stay finite; "chosen": the fields of the best, by accuracy, then by loss.
 
     Raises:
       NotFinite: no head's loss stayed finite.
@@ -164,6 +180,7 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
     validation = inputs.rows["validation"]
     orders = [dataclasses.replace(runner.order_of(job), seed=seed) for seed in seeds]
     best: dict[Setting, dict[str, Any]] = {}
+    diverged: set[Setting] = set()
     for number in range(1, config.train.epochs + 1):
         first, last = (number - 1) * job.steps_per_epoch, number * job.steps_per_epoch
         drawn = [order.batches(first, last) for order in orders]
@@ -178,7 +195,10 @@ def search(job: Job, inputs: Inputs, devices: DataParallel) -> dict[str, Any]:
         for row, accuracies, losses_ in zip(by_seed, hits, nats, strict=True):
             for setting, accuracy, mean in zip(row, accuracies, losses_, strict=True):
                 figures = {"accuracy": float(accuracy), "loss": float(mean), "epoch": number}
-                if np.isfinite(mean) and _rank(figures) > _rank(best.get(setting)):
+                if not np.isfinite(mean):  # alone it would be given up now
+                    diverged.add(setting)
+                    best.pop(setting, None)
+                elif setting not in diverged and _rank(figures) > _rank(best.get(setting)):
                     best[setting] = figures
     if not best:
         raise NotFinite("config.probe.grid: no head's loss stayed finite; try lower learning rates")
@@ -320,7 +340,9 @@ def _begin(job: Job, setting: Setting, columns: np.ndarray) -> steps.TrainState:
 
 def _rates(job: Job, setting: Setting) -> np.ndarray:
     """The learning rate of each step, float32 [steps]."""
-    options = dataclasses.replace(job.stages[0].config, learning_rate=setting.learning_rate)
+    stage = job.stages[0]
+    rate = setting.learning_rate * stage.plan.rate
+    options = dataclasses.replace(stage.config, learning_rate=rate)
     schedule = optimizer.make_schedule(
         options, steps_per_epoch=job.steps_per_epoch, total_steps=job.total_steps
     )

@@ -1,10 +1,20 @@
 """Before the run: what a probe's features tell, by a grid of heads and by baselines."""
 
+import hashlib
+import json
 from typing import Any
 
-from tl_jax import cache_choice, display, feature_baselines, feature_cache, parallel, probe
+from tl_jax import (
+    cache_choice,
+    display,
+    feature_baselines,
+    feature_cache,
+    parallel,
+    probe,
+    results,
+)
 from tl_jax.cache_choice import Choice
-from tl_jax.config import Config, config_hash
+from tl_jax.config import Config
 from tl_jax.errors import UserError
 from tl_jax.feature_cache import Inputs
 from tl_jax.job import Job, prepare
@@ -12,19 +22,28 @@ from tl_jax.parallel import DataParallel
 from tl_jax.workdir import WorkDir
 
 
-def choose(config: Config) -> tuple[Job, Choice]:
-    """The job whose head sees all that a grid's heads do, and where its features shall be kept.
+def widest(config: Config) -> Job:
+    """The job whose head sees all that a grid's heads do.
+
+    Raises:
+      UserError: there can be no such grid, or no such baselines.
+    """
+    job = prepare(probe.widened(config))
+    probe.check(job)
+    return job
+
+
+def choose(job: Job) -> Choice:
+    """Where the features that its head sees shall be kept.
 
     Raises:
       UserError: there are none that could be kept.
     """
-    job = prepare(probe.widened(config))
-    probe.check(job)
-    splits = [*cache_choice.SPLITS, *(["test"] if config.probe.baselines else [])]
+    splits = [*cache_choice.SPLITS, *(["test"] if job.config.probe.baselines else [])]
     choice = cache_choice.choose(job, job.stages[0], needed=True, splits=splits)
     if not choice.first:
         raise UserError(f"config.probe: needs cached features; {choice.reason}")
-    return job, choice
+    return choice
 
 
 def look(
@@ -34,35 +53,49 @@ def look(
 
     Returns:
       The content of `probe.json`, nothing where nothing is asked; and the features of the head that
-      is to be trained, None where the file was there.
+      is to be trained, None where the file was there and they can be had without the grid.
 
     Raises:
-      UserError: there are no features that could be kept.
+      UserError: there are no features that could be kept, or the file is of others.
     """
     if not probe.wanted(config):
         return {}, None
-    key, baselines = config_hash(config), config.probe.baselines
-    found = workdir.read_json("probe.json")
-    if found is not None and found.get("config_hash") == key:
-        return found, None
-    job, choice = choose(config)
-    stage = job.stages[0]
-    variables = devices.replicate(job.pretrained.variables)
+    job = widest(config)
+    stage, made_of = job.stages[0], _made_of(job)
+    known = workdir.read_json("probe.json") or {}
+    if known and known.get("made_of") != made_of:
+        raise UserError(
+            f"{workdir.path}/probe.json: was found with other weights, images or another version "
+            "of tl_jax. Bring them back, give another --workdir, or remove it to search anew."
+        )
+    if known and len(set(config.probe.grid.input or ())) < 2:
+        return known, None
+    variables, choice = devices.replicate(job.pretrained.variables), choose(job)
     with display.Progress(0, job.total_steps, job.steps_per_epoch) as bar:
         choice = feature_cache.with_room(job, stage, choice, variables, needed=True)
         bar.say(f"cache {choice.kind}: {choice.reason}")
         inputs = feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
-    found, head = {"config_hash": key}, config.head.input
+    if known:  # from the wide head's features, as before: a narrower network's have other bits
+        return known, probe.narrowed(inputs, job.pretrained, known["chosen"]["input"], devices)
+    found: dict[str, Any] = {"made_of": made_of}
+    head = config.head.input
     if probe.has_grid(config):
         inputs = feature_cache.on_devices(inputs, devices)
         found |= probe.search(job, inputs, devices)
         display.console.print(display.grid_table(found, len(job.class_names)))
         head = found["chosen"]["input"]
     inputs = probe.narrowed(inputs, job.pretrained, head, devices)
-    if baselines:
+    if config.probe.baselines:
         splits_of = {role: probe.features(rows) for role, rows in inputs.rows.items()}
-        found["baselines"] = feature_baselines.run(baselines, splits_of, len(job.class_names))
+        found["baselines"] = feature_baselines.run(
+            config.probe.baselines, splits_of, len(job.class_names)
+        )
         display.console.print(display.baselines_table(found["baselines"]))
     if parallel.is_first():
         workdir.write_json("probe.json", found)
     return found, inputs
+
+
+def _made_of(job: Job) -> str:
+    """SHA-256 of all that names the weights, the data, the configuration and their order."""
+    return hashlib.sha256(json.dumps(results.identity(job), sort_keys=True).encode()).hexdigest()

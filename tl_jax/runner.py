@@ -135,7 +135,7 @@ def _compile(
     job: Job, stage: Stage, devices: DataParallel, first: int, together: bool
 ) -> tuple[Callable, Callable, Callable]:
     """The steps (many in one program, or one), what finds a batch's rows, what the prefix runs."""
-    step, below_of = train_step(job, stage, first, parallel.AXIS), below_step(job, stage)
+    step, below_of = train_step(job, stage, first, parallel.AXIS), stages.below_step(job, stage)
 
     def run_below(below, seed, step, batch):
         keys = steps.example_keys(seed, step, batch["index"])[:, 0]
@@ -154,30 +154,6 @@ def _compile(
         devices.compile(steps.look_up, arguments=1, split=True),
         devices.compile(run_below, arguments=3, split=True),
     )
-
-
-def below_step(job: Job, stage: Stage) -> Callable:
-    """`run(below, batch, keys)`: a batch of images → of what the boundary's block takes.
-
-    `below` is of `stages.prefix_of`; with a PRNG key an example the images are augmented.
-    """
-    module, parts = job.pretrained.module, job.config.train.gradient_accumulation
-
-    def run(below, batch, keys):
-        def activations_of(images_and_keys):
-            images, keys = images_and_keys
-            return prefix.apply(module, stage.plan, below, job.preprocess(images, keys))
-
-        images = {name: batch[name] for name in ("image", "index", "view") if name in batch}
-        if parts == 1:
-            found = activations_of((images, keys))
-        else:  # as many at a time as the step takes
-            cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (images, keys))
-            found = jax.lax.map(activations_of, cut)
-            found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-        return {"activations": found, "label": batch["label"], "index": batch["index"]}
-
-    return run
 
 
 def loops(plan: Plan, first: int) -> bool:

@@ -71,6 +71,30 @@ def prefix_of(job: Job, stage: Stage) -> Callable[[Any], dict[str, Any]]:
     return sharing.programs_of(job, stage, "prefix of", make)
 
 
+def below_step(job: Job, stage: Stage) -> Callable:
+    """`run(below, batch, keys)`: a batch of images → of what the boundary's block takes.
+
+    `below` is of `prefix_of`; with a PRNG key an example the images are augmented.
+    """
+    module, parts = job.pretrained.module, job.config.train.gradient_accumulation
+
+    def run(below, batch, keys):
+        def activations_of(images_and_keys):
+            images, keys = images_and_keys
+            return prefix.apply(module, stage.plan, below, job.preprocess(images, keys))
+
+        images = {name: batch[name] for name in ("image", "index", "view") if name in batch}
+        if parts == 1:
+            found = activations_of((images, keys))
+        else:  # as many at a time as the step takes
+            cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (images, keys))
+            found = jax.lax.map(activations_of, cut)
+            found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        return {"activations": found, "label": batch["label"], "index": batch["index"]}
+
+    return run
+
+
 def kept(job: Job, number: int, state: TrainState, frozen: Frozen) -> dict[str, Any]:
     """What a checkpoint keeps: the state, and what earlier phases changed and this one freezes."""
     params, statistics = _settled_paths(job, number)

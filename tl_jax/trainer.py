@@ -87,7 +87,11 @@ def _train(config: Config, workdir: WorkDir, started: float, command: str | None
     job = job_lib.prepare(config)
     description = job.describe_plan()
     display.console.print(plan_display.plan_table(description))
-    choices = [cache_choice.choose(job, stage) for stage in job.stages]
+    choices = (
+        [cache_choice.choose(job, stage) for stage in job.stages]
+        if features is None
+        else [features.choice]
+    )
     cost = step_cost(job)
 
     evaluator = Evaluator(job, devices)
@@ -161,7 +165,7 @@ def _fit(
         display.console.print(f"Resuming from step {int(state.step)} of {job.total_steps}.")
     phases = list(zip(job.stages, choices, strict=True))[position["phase"] :]
     if features is None:
-        feature_cache.check_room(job, phases, start)
+        feature_cache.check_room(job, phases, _variables(state, frozen))
     step, proofs = int(state.step), list(position["proofs"])
     log = MetricsLog(workdir, step, writes=parallel.is_first())
     timing = position["timing"]
@@ -190,8 +194,14 @@ def _fit(
                     _fill, job, stage, choices[number], devices, _variables(state, frozen), bar
                 )
                 choices[number] = inputs.choice
-                took = inputs.seconds, inputs.validation_seconds, inputs.compile_seconds
-                meter.filled(number, *took)
+                meter.filled(
+                    number,
+                    inputs.seconds,
+                    inputs.unseen_seconds,
+                    inputs.watched_seconds,
+                    inputs.wait_seconds,
+                    inputs.compile_seconds,
+                )
                 runner = Runner(job, stage, devices, inputs, state, frozen, meter)
             while runner and step < stage.last:
                 profile.before(step + 1)
@@ -346,7 +356,9 @@ def _check_finished(config: Config, finished: Mapping[str, Any], workdir: WorkDi
     lost = workdir.read_json("config.json") is None
     different = lost and finished.get("config_hash") != config_lib.config_hash(config)
     if not different and recipes.is_own(config.freeze.strategy):
-        different = finished.get("plan_sha256") != job_lib.prepare(config).plan_sha256
+        chosen = finished.get("probe", {}).get("chosen")
+        now = config if chosen is None else probe.with_setting(config, chosen)
+        different = finished.get("plan_sha256") != job_lib.prepare(now).plan_sha256
     if different:
         raise UserError(
             f"{workdir.path} holds a finished run of another configuration or strategy, by the "

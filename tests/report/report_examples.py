@@ -50,6 +50,7 @@ def figures(share, n):
         "accuracy": share,
         "accuracy_ci95": wilson(share, n),
         "loss": 1.2 - share,
+        "loss_ci95": [1.15 - share, 1.25 - share],
         "examples": n,
     }
 

@@ -209,6 +209,12 @@ def test_numbers_of_a_cell():
     assert one.numbers["shifted_accuracy"] == pytest.approx(np.mean(shifts))
 
 
+def test_an_accuracy_of_nothing_is_one():
+    one = cell({"strategy": "a"}, measures={"clean": {"accuracy": 0.0}})
+    [read] = cells.read(sweep([one])).cells
+    assert read.numbers["clean_accuracy"] == 0.0
+
+
 def test_settings_are_the_other_axes_in_their_order():
     results = full_sweep(n=50)
     titles = [setting.title for setting in cells.read(results).settings]

@@ -189,9 +189,11 @@ def test_formulas_in_names_errors_and_axes(tmp_path):
 
 
 def test_no_axis_doubles_a_column(tmp_path):
-    _, folder = written(tmp_path, sweep([cell({"strategy": "a", "status": "b"}, status="failed")]))
+    values = {"strategy": "a", "status": "b", "loss": "c", "axis loss": "d"}
+    _, folder = written(tmp_path, sweep([cell(values, status="failed")]))
     header, row = rows_of_csv(folder)
-    assert header[:3] == ["strategy", "axis status", "status"] and row[:3] == ["a", "b", "failed"]
+    assert header[:4] == ["strategy", "axis status", "axis axis loss", "axis loss"]
+    assert row[:5] == ["a", "b", "c", "d", "failed"]
     assert len(set(header)) == len(header)
 
 

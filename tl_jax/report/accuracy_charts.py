@@ -123,7 +123,9 @@ def along(answers: Answers, axis: str, title: str) -> Chart | None:
 
     text = f"Mean over seeds for each {answers.sweep.noun}, with 95 % intervals."
     panels = [panel(rest, members) for rest, members in groups.items()]
-    key = "examples" if "examples" in axis else "axis_" + str(list(answers.sweep.axes).index(axis))
+    axes = list(answers.sweep.axes)
+    first = next((each for each in axes if "examples" in each), None)
+    key = "examples" if axis == first else f"axis_{axes.index(axis)}"
     return chart_of(f"accuracy_against_{key}", f"Accuracy against {title}", text, panels)
 
 

@@ -26,6 +26,8 @@ NUMBERS: Sequence[tuple[str, str, Callable[[float | None], str], bool]] = (
     ("accuracy_low", "accuracy from", percent_text, True),
     ("accuracy_high", "accuracy to", percent_text, True),
     ("loss", "loss", short, True),
+    ("loss_low", "loss from", short, True),
+    ("loss_high", "loss to", short, True),
     ("examples", "examples", count_text, True),
     ("validation_accuracy", "validation", percent_text, True),
     ("trainable_parameters", "trainable", count_text, True),
@@ -75,14 +77,18 @@ def _cell(cell: Cell, axes: Sequence[str]) -> list[Value]:
 def csv_text(answers: Answers) -> str:
     """`results.csv`: numbers with all their digits, accuracies as shares, times in seconds.
 
-    An axis with the name of another column is `axis NAME` there. Text that a spreadsheet would
-    take for a formula begins with an apostrophe.
+    An axis with the name of another column is `axis NAME` there. Text that a spreadsheet would take
+    for a formula begins with an apostrophe.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     own = ["status", *(key for key, *_ in NUMBERS), "certificate", "error", "workdir", "command"]
-    axes = [f"axis {axis}" if axis in own else axis for axis in answers.sweep.axes]
-    writer.writerow(map(harmless, [*axes, *own]))
+    header = own
+    for axis in reversed(list(answers.sweep.axes)):
+        while axis in header:
+            axis = f"axis {axis}"
+        header = [axis, *header]
+    writer.writerow(map(harmless, header))
     for row in cells(answers).rows:
         writer.writerow(harmless(value.exact) for value in row)
     return file.getvalue()

@@ -182,8 +182,9 @@ def _certificate(certificate: Json) -> str:
 
 
 def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | None]:
-    test = _get(summary, "metrics", "test") or {}
+    test, clean = _get(summary, "metrics", "test") or {}, _get(measures, "clean", "accuracy")
     low, high = test.get("accuracy_ci95") or (None, None)
+    least, most = test.get("loss_ci95") or (None, None)
     cost = summary.get("cost") or {}
     flops, steps = finite(cost.get("flops_per_step")), finite(_get(summary, "steps", "trained"))
     names = ("train_seconds", "cache_seconds", "cache_validation_seconds")
@@ -200,6 +201,8 @@ def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | Non
         "accuracy_low": low,
         "accuracy_high": high,
         "loss": test.get("loss"),
+        "loss_low": least,
+        "loss_high": most,
         "examples": test.get("examples"),
         "validation_accuracy": _get(summary, "metrics", "validation", "accuracy"),
         "trainable_parameters": parameters.get("trainable"),
@@ -213,7 +216,7 @@ def _numbers(cell: Json, summary: Json, measures: Json) -> dict[str, float | Non
         "cache_seconds": cache,
         "compile_seconds": cost.get("compile_seconds"),
         "peak_memory_bytes": cost.get("peak_memory_bytes"),
-        "clean_accuracy": _get(measures, "clean", "accuracy") or test.get("accuracy"),
+        "clean_accuracy": test.get("accuracy") if clean is None else clean,
         "shifted_accuracy": mean(row.get("accuracy") for row in measures.get("shifts") or ()),
         "forgetting": None if before is None or after is None else after - before,
         "drift_weights": mean(row.get("weights") for row in drift),

@@ -9,8 +9,9 @@
 
   function compare(a, b, numeric) {
     const [x, y] = [exact(a), exact(b)];
-    if (!numeric) return collator.compare(x, y);
-    return Number(x) - Number(y);
+    if (numeric) return Number(x) - Number(y);
+    const [n, m] = [parseFloat(x), parseFloat(y)]; // the collator takes decimals for whole numbers
+    return n < m ? -1 : n > m ? 1 : collator.compare(x, y);
   }
 
   function apply(table) {
