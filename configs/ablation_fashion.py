@@ -2,9 +2,9 @@
 
 Command   python run.py --mode ablate --config configs/ablation_fashion.py
 Hardware  two CPU cores do; a GPU
-Runtime   30 min on two CPU cores with a half-width ResNet-50, two runs at once
-Expected  with that half-width ResNet-50, test accuracy of 2,000 over seeds 0 to 2: full 0.735
-          with 10 and 0.862 with 100 examples a class, linear_probe 0.670 and 0.785,
+Runtime   30 to 90 min on two CPU cores with a half-width ResNet-50, two runs at once
+Expected  with that half-width ResNet-50, test accuracy of 2,000 over seeds 0 to 2: full 0.742
+          with 10 and 0.856 with 100 examples a class, linear_probe 0.670 and 0.785,
           random_trunk 0.477 and 0.649; the whole report is in docs/examples/ablation_fashion
 
 With TL_JAX_REAL_WEIGHTS set, the half-width ResNet-50 in that folder takes the place of
