@@ -141,6 +141,10 @@ DAMAGE = (
     ("measures.json", {"shifts": [{"severity": 3, "accuracy": 0.5}]}),
     ("measures.json", {"gradients": {"random_head": []}}),
     ("config.json", {"seed": 5}),
+    ("measures.json", '{"asked": 1}'),
+    ("measures.json", {"shifts": [{"kind": "contrast", "severity": 3, "accuracy": "x"}]}),
+    ("summary.json", lambda s: {"cost": s["cost"] | {"cache_seconds": None}}),
+    ("summary.json", lambda s: {"cost": s["cost"] | {"train_seconds": -1.0}}),
 )
 
 
@@ -168,6 +172,8 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
     for name, content in DAMAGE:
         before = (cell / name).read_bytes()
         (cell / name).unlink()
+        if callable(content) and content is not os.mkdir:
+            content = content(json.loads(before))
         if isinstance(content, dict):  # these fields alone are wrong
             content = json.dumps(json.loads(before) | content)
         if content is os.mkdir:
@@ -185,12 +191,22 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
     group = next(iter(searched.values()))
     assert ablation_work.is_search(group, rates)
     assert not ablation_work.is_search(group, (0.5,))
-    for wrong in ({}, {"trials": 3}, {**group, "trials": []}, {**group, "learning_rate": 7.0}):
+    lost = [{**trial, "loss": None} for trial in group["trials"]]
+    for wrong in (
+        {},
+        {"trials": 3},
+        {**group, "trials": []},
+        {**group, "learning_rate": 7.0},
+        {**group, "trials": lost},
+        {**group, "at_edge": "no"},
+    ):
         assert not ablation_work.is_search(wrong, rates)
     for estimate in estimates.values():
         assert ablation_work.is_estimate(estimate)
         for name in estimate:
             assert not ablation_work.is_estimate({**estimate, name: None})
+        for wrong in (-1.0, float("inf"), float("nan")):
+            assert not ablation_work.is_estimate({**estimate, "flops": wrong})
             assert not ablation_work.is_estimate({n: v for n, v in estimate.items() if n != name})
     for wrong in ("{}", '{"cells": [], "compared": 3, "measure": 1}', '{"cells": {"a": 3}}'):
         (workdir / "ablation" / "sweep.json").write_text(wrong)

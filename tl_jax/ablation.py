@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,7 +159,7 @@ def _known_estimates(sweep: Sweep, workdir: WorkDir) -> dict[str, Any] | None:
     """What `_estimates` gave when the sweep was started before, if it was of the same."""
     with contextlib.suppress(UserError, *DAMAGE):  # then they are made anew
         found = workdir.read_json(ESTIMATES) or {}
-        right = found["made_of"] == _made_of(sweep) and found["flops_per_second"] > 0
+        right = found["made_of"] == _made_of(sweep) and 0 < found["flops_per_second"] < math.inf
         if right and all(ablation_work.is_estimate(found["groups"][g]) for g in sweep.groups):
             return found
     return None

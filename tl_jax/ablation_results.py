@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -102,6 +103,7 @@ def _row(
             if empty := [file for name, file in _FILES.items() if not files[name]]:
                 raise LookupError(f"{' and '.join(empty)}: missing or empty")
             _check_config(own, config_of(cell, searched))
+            _check_numbers(files["summary"] or {}, files["measures"] or {})
             curves, hits = _curves(own), _hits(own, cell, files["summary"])
             if cell.config.probe.grid.learning_rate:
                 rate = (files["summary"] or {})["probe"]["chosen"]["learning_rate"]
@@ -208,6 +210,18 @@ def _check_config(own: WorkDir, config: Config) -> None:
             f"{own.path} holds another run ({'; '.join(different)}): remove it and start the sweep "
             "again"
         )
+
+
+def _check_numbers(summary: Mapping[str, Any], measures: Mapping[str, Any]) -> None:
+    """Raises one of `DAMAGE` where times or measures are none that a run writes."""
+    for name in ("train_seconds", "cache_seconds", "total_seconds"):
+        if not 0 <= summary["cost"][name] < math.inf:
+            raise ValueError(f"cost.{name} is {summary['cost'][name]}")
+    for name in ("drift", "shifts", "gradients", "forgetting"):
+        measures[name]
+    for row in measures["shifts"] or ():
+        if not 0 <= row["accuracy"] <= 1:
+            raise ValueError(f"an accuracy of {row['accuracy']} on shifted images")
 
 
 def _curves(own: WorkDir) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ there, and leaves its results in a work directory, where a later start finds the
 import contextlib
 import dataclasses
 import functools
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -101,8 +102,10 @@ def is_estimate(found: Any) -> bool:
     words = {"boundary": str, "prefix": str}
     numbers = {"trainable": int, "flops": float, "shared": float, "by_seed": bool}
     caches = {"kind": str, "first": int, "reason": str}
-    return _kinds(found) == words | numbers | {"cache": list} and all(
-        _kinds(cache) == caches for cache in found["cache"]
+    return (
+        _kinds(found) == words | numbers | {"cache": list}
+        and all(_kinds(cache) == caches for cache in found["cache"])
+        and all(0 <= found[name] < math.inf for name in numbers)
     )
 
 
@@ -180,10 +183,14 @@ def is_search(found: Any, rates: Sequence[float]) -> bool:
     """Whether the content of a `search.json` is of these learning rates."""
     try:
         best, tried = found["learning_rate"], [trial["learning_rate"] for trial in found["trials"]]
-        scored = all(t["accuracy"] is None or 0 <= t["accuracy"] <= 1 for t in found["trials"])
+        scored = all(
+            t["accuracy"] is None or (0 <= t["accuracy"] <= 1 and 0 <= t["loss"] < math.inf)
+            for t in found["trials"]
+        )
     except (LookupError, TypeError):
         return False
-    return tried == list(rates) and best in rates and scored and "at_edge" in found
+    edge = isinstance(found.get("at_edge"), bool)
+    return tried == list(rates) and best in rates and scored and edge
 
 
 @functools.cache
