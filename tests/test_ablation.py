@@ -282,7 +282,9 @@ def test_a_strategy_of_one_s_own_is_asked_again(finished, monkeypatch):
     sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
     path, cell = WorkDir(str(workdir)), sweep.cells[0]
     assert ablation._finished(sweep, path, cell)
+    assert ablation._known_estimates(sweep, path) is not None
     monkeypatch.setattr(recipes, "is_own", lambda name: True)
+    assert ablation._known_estimates(sweep, path) is None
     assert not ablation._finished(sweep, path, cell)
 
 

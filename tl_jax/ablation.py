@@ -156,7 +156,9 @@ def _made_of(sweep: Sweep) -> str:
 
 
 def _known_estimates(sweep: Sweep, workdir: WorkDir) -> dict[str, Any] | None:
-    """What `_estimates` gave when the sweep was started before, if it was of the same."""
+    """What `_estimates` gave when the sweep was started before, if nothing is left to run."""
+    if not all(_finished(sweep, workdir, cell) for cell in sweep.cells):
+        return None  # images and weights may have changed since
     with contextlib.suppress(UserError, *DAMAGE):  # then they are made anew
         found = workdir.read_json(ESTIMATES) or {}
         right = found["made_of"] == _made_of(sweep) and 0 < found["flops_per_second"] < math.inf
