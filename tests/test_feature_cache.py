@@ -1,10 +1,8 @@
 """The frozen prefix computed once: the same training, wherever its rows lie; when, and why not."""
 
 import dataclasses
-import functools
 import os
 import shutil
-import threading
 
 import compiler_flags
 import jax
@@ -13,7 +11,6 @@ import pytest
 
 from tl_jax import (
     cache_choice,
-    cache_folder,
     feature_cache,
     feature_key,
     feature_store,
@@ -454,96 +451,6 @@ def test_other_weights_below_the_boundary_are_another_cache(small):
     leaf = moved["batch_stats"]["resnet"]["embedder"]["embedder"]["normalization"]["mean"]
     leaf[0] = np.nextafter(leaf[0], np.inf)
     assert feature_key.of(run, plan, moved, "train") != key
-
-
-class Unreadable(UserError):
-    """Of an image."""
-
-
-class Two:
-    """Two threads in the place of two processes; the one called "first" is heard."""
-
-    def __init__(self):
-        self.barrier, self.said = threading.Barrier(2, timeout=20), []
-        self.seconds = 0.0  # of compiling
-
-    def says(self, number):
-        if threading.current_thread().name == "first":
-            self.said.append(number)
-        self.barrier.wait()
-        heard = self.said[-1]
-        self.barrier.wait()
-        return heard
-
-    def run(self, monkeypatch, on_disk, produce):
-        """What the first computed and raised, and what the other did."""
-        monkeypatch.setattr(parallel, "first_process_says", self.says)
-        errors = {}
-        made = {name: feature_cache._Timed(functools.partial(produce, name), self) for name in "fs"}
-
-        def caught(function, *arguments):
-            try:
-                function(*arguments)
-            except Exception as error:
-                errors[threading.current_thread().name] = error
-                if isinstance(error, Unreadable):
-                    self.barrier.abort()  # its process ends
-
-        threads = [
-            threading.Thread(
-                target=caught, args=(feature_cache._lead, on_disk, made["f"]), name="first"
-            ),
-            threading.Thread(target=caught, args=(feature_cache._help, made["s"]), name="second"),
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return errors
-
-
-def no_room(*_):
-    raise cache_folder.NoRoom("no room")
-
-
-def half(produce):
-    next(iter(produce()))
-    no_room()
-
-
-@pytest.mark.parametrize(
-    ("on_disk", "pieces", "failed"),
-    [
-        (lambda produce: None, {}, set()),  # another run wrote it meanwhile
-        (lambda produce: list(produce()), {"f": 5, "s": 5}, set()),
-        (no_room, {}, {"first", "second"}),
-        (half, {"f": 5, "s": 5}, {"first", "second"}),  # all take part to the end
-    ],
-)
-def test_several_processes_compute_a_cache_together_or_not_at_all(
-    monkeypatch, on_disk, pieces, failed
-):
-    made = {}
-
-    def produce(name):
-        for number in range(5):
-            made[name] = number + 1
-            yield number
-
-    errors = Two().run(monkeypatch, on_disk, produce)
-    assert made == pieces and errors.keys() == failed
-    assert all(isinstance(error, UserError) for error in errors.values())
-
-
-def test_what_the_first_process_cannot_read_ends_it(monkeypatch):
-    def produce(name):
-        yield 1
-        if name == "f":
-            raise Unreadable("an image")
-
-    two = Two()
-    errors = two.run(monkeypatch, lambda produce: list(produce()), produce)
-    assert isinstance(errors["first"], Unreadable) and two.said == [1]
 
 
 @pytest.mark.bits

@@ -21,6 +21,7 @@ from tl_jax import (
     feature_rows,
     feature_store,
     input_pipeline,
+    lockstep,
     parallel,
     sharing,
     stages,
@@ -308,75 +309,15 @@ def _shared(
     if jax.process_count() == 1:
         return on_disk(produce)
     if parallel.is_first():
-        _lead(on_disk, produce)
+        lockstep.lead(on_disk, produce)
     else:
-        _help(produce)
+        lockstep.follow(produce)
     rows = feature_store.find(config.cache_dir, key, layout)
     if rows is None:
         raise UserError(
             f"config.cache_dir: {config.cache_dir} is not the same folder for all processes"
         )
     return rows
-
-
-def _lead(on_disk: Callable[[feature_rows.Produce], Any], produce: _Timed) -> None:
-    """Lets the first process find or write a cache; `_help` is what the others do meanwhile.
-
-    Whether it must be computed is known under its lock alone, as another run may be writing it.
-    """
-    computed = _Computed(produce)
-    problem: UserError | None = None
-    try:
-        on_disk(computed)
-    except UserError as error:
-        if computed.broken:
-            raise  # the others cannot go on either
-        problem = error
-    computed.end()
-    parallel.first_process_says(int(problem is not None))
-    if problem is not None:
-        raise problem
-
-
-def _help(produce: _Timed) -> None:
-    """Computes its share of a cache, if the first process computes it."""
-    if parallel.first_process_says(0):
-        for _ in produce():
-            pass
-    if parallel.first_process_says(0):
-        raise UserError("config.cache_dir: the first process could not write the cache")
-
-
-class _Computed:
-    """What gives rows, in all processes at once: told to the others before it begins.
-
-    `broken` says that it failed itself, and not whoever takes its rows.
-    """
-
-    def __init__(self, produce: _Timed):
-        self._produce, self.broken = produce, False
-        self._pieces: Pieces | None = None
-        self.seconds = produce.seconds
-
-    def __call__(self) -> Pieces:
-        parallel.first_process_says(1)
-        self._pieces = self._watched()
-        return self._pieces
-
-    def _watched(self) -> Pieces:
-        try:
-            yield from self._produce()
-        except Exception:
-            self.broken = True
-            raise
-
-    def end(self) -> None:
-        """Goes to the end of what was begun, since the others do; or says that nothing was."""
-        if self._pieces is None:
-            parallel.first_process_says(0)
-        else:
-            for _ in self._pieces:
-                pass
 
 
 def _about(job: Job, plan: Plan, what: str) -> str:
