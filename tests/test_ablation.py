@@ -20,6 +20,7 @@ from tl_jax import (
     recipes,
 )
 from tl_jax.config import Measure
+from tl_jax.errors import UserError
 from tl_jax.main import main
 from tl_jax.report import pictures
 from tl_jax.workdir import WorkDir
@@ -145,6 +146,10 @@ DAMAGE = (
     ("measures.json", {"shifts": [{"kind": "contrast", "severity": 3, "accuracy": "x"}]}),
     ("summary.json", lambda s: {"cost": s["cost"] | {"cache_seconds": None}}),
     ("summary.json", lambda s: {"cost": s["cost"] | {"train_seconds": -1.0}}),
+    ("summary.json", {"made_of": [1]}),
+    ("summary.json", {"made_of": {"weights": [1]}}),
+    ("summary.json", {"probe": "x"}),
+    ("summary.json", {"probe": {"settings": [{"learning_rate": []}] * 2, "chosen": 3}}),
 )
 
 
@@ -199,12 +204,14 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
         {**group, "learning_rate": 7.0},
         {**group, "trials": lost},
         {**group, "at_edge": "no"},
+        {**group, "made_of": None},
     ):
         assert not ablation_work.is_search(wrong, rates)
     for estimate in estimates.values():
         assert ablation_work.is_estimate(estimate)
         for name in estimate:
             assert not ablation_work.is_estimate({**estimate, name: None})
+        assert not ablation_work.is_estimate({**estimate, "made_of": {"weights": 3}})
         for wrong in (-1.0, float("inf"), float("nan")):
             assert not ablation_work.is_estimate({**estimate, "flops": wrong})
             assert not ablation_work.is_estimate({n: v for n, v in estimate.items() if n != name})
@@ -233,40 +240,88 @@ def test_started_again_it_runs_nothing_and_says_the_same(finished, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_cells_of_other_images_or_weights_are_not_compared(finished, tmp_path):
-    """Between two starts of a sweep anything may have changed."""
+def test_results_of_other_images_or_weights_are_not_gone_on_with(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """Between two starts of a sweep anything may have changed, and in the middle of one."""
     config, whole = finished
     sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
-    names = [cell.name for cell in sweep.cells]
-    estimates = command_line.read_json(whole / "ablation" / "estimates.json")["groups"]
+    estimates = command_line.read_json(whole / "ablation" / "estimates.json")
     searched = {
         group: command_line.read_json(whole / f"search/{group}/search.json")
         for group in sweep.groups
     }
     workdir = tmp_path / whole.name
     shutil.copytree(whole, workdir)
-    odd = workdir / "cells" / names[0] / "summary.json"
-    summary = json.loads(odd.read_text())
-    changes = {
-        "test images": {
-            "data": summary["data"]
-            | {"fingerprint": summary["data"]["fingerprint"] | {"test": "0" * 64}}
-        },
-        "weights": {"model": summary["model"] | {"sha256": "0" * 64}},
-        "orders of the examples": {"order": "another"},
-        "parameters trained by its strategy": {"plan_sha256": "0" * 64},
-    }
-    for what, change in changes.items():
-        odd.write_text(json.dumps(summary | change))
+    odd = f"cells/{sweep.cells[0].name}"
+    [trial] = (f"search/top_k/{p.parent.name}" for p in whole.glob("search/top_k/*/summary.json"))
+    asked = []
+
+    def now(sweep, launch):
+        asked.append(sweep)
+        return estimates
+
+    monkeypatch.setattr(ablation, "_estimates", now)
+
+    def change(name, what):
+        content = command_line.read_json(workdir / name)
+        content["made_of"][what] = "0" * 64
+        (workdir / name).write_text(json.dumps(content))
+
+    kinds = list(estimates["groups"]["top_k"]["made_of"])
+    assert kinds == [
+        "weights",
+        "images of train",
+        "images of validation",
+        "images of test",
+        "preparation of images",
+        "parameters trained by the strategy",
+        "order of the examples",
+    ]
+    for number, what in enumerate(kinds, 1):
+        seen = what != "images of test"  # by a search
+        change(f"{odd}/summary.json", what)
         found = ablation_results.collect(
-            sweep, WorkDir(str(workdir)), ("python",), searched, {}, estimates
+            sweep, WorkDir(str(workdir)), ("python",), searched, {}, estimates["groups"]
         )
-        failed = {cell["name"]: cell["error"] for cell in found["cells"] if cell["error"]}
-        if what == "parameters trained by its strategy":  # of two cells, so either
-            assert len(failed) == 1 and failed.keys() <= set(names[:2])
-        else:
-            assert failed.keys() == {names[0]}
-        assert f"made with other {what} than" in next(iter(failed.values()))
+        failed = {cell["workdir"]: cell["error"] for cell in found["cells"] if cell["error"]}
+        assert failed.keys() == {odd}
+        assert f"made with other {what} than when" in failed[odd]
+        if seen:
+            change("search/top_k/search.json", what)
+            change(f"{trial}/summary.json", what)
+        assert start(config, workdir) == 2
+        assert len(asked) == number  # what is there now
+        said = capsys.readouterr().err
+        assert f"  {odd}: {what}\n" in said
+        assert (f"  search/top_k: {what}\n" in said) == seen and trial not in said
+        (workdir / "search/top_k/search.json").unlink()
+        assert start(config, workdir) == 2
+        asked.pop()
+        assert (f"  {trial}: {what}\n" in capsys.readouterr().err) == seen
+        for name in (f"{odd}/summary.json", f"{trial}/summary.json", "search/top_k/search.json"):
+            shutil.copy(whole / name, workdir / name)
+    assert start(config, workdir) == 0
+    assert len(asked) == len(kinds)  # of the file, as nothing is left to run
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_trial_of_other_images_is_not_searched_among(finished, tmp_path, monkeypatch):
+    """They may change while a sweep runs."""
+    config, whole = finished
+    monkeypatch.setattr(ablation_work, "_start", lambda cache: None)
+    sweep = ablation_config.read(str(config), config_files.load_config(str(config)), ())
+    estimates = command_line.read_json(whole / "ablation/estimates.json")["groups"]
+    for group, (cell, *_) in sweep.groups.items():  # of heads together, and of lone trials
+        folder = tmp_path / group
+        shutil.copytree(whole / "search" / group, folder)
+        (folder / "search.json").unlink()
+        now = estimates[group]["made_of"]
+        what = (str(config), cell.overrides, cell.rates, str(folder))
+        with pytest.raises(UserError, match="made with other images of train than are there now"):
+            ablation_work.search(*what, {**now, "images of train": "0" * 64})
+        found = ablation_work.search(*what, now)
+        assert found == command_line.read_json(whole / "search" / group / "search.json")
 
 
 def test_a_prefix_counts_for_every_view(digits_config):

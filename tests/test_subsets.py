@@ -8,7 +8,7 @@ import pytest
 from image_fixtures import DIGITS_DIR, DIGITS_SPLITS, noise
 
 from tl_jax import config as config_lib
-from tl_jax import config_files, feature_key, job, subsets
+from tl_jax import config_files, feature_key, job, results, subsets
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
 from tl_jax.workdir import WorkDir
@@ -164,3 +164,23 @@ def test_another_seed_is_another_run(digits_config, tmp_path):
 def test_a_grid_of_seeds_is_refused(digits_config, field):
     with pytest.raises(UserError, match="seed: the subset of data"):
         digits_config("resnet_basic", **field, **{"probe.grid.seed": (0, 1)})
+
+
+def test_what_runs_share_is_neither_of_their_seeds_nor_of_their_rates(digits_config):
+    def made_of(**fields):
+        few = {"data.fraction": 0.5, "data.batch_size": 32, "freeze.strategy": "top_k"}
+        return results.made_of(job.prepare(digits_config("resnet_basic", **few | fields)))
+
+    one = made_of()
+    for fields in (
+        {"seed": 1},
+        {"optimizer.learning_rate": 0.7},
+        {"optimizer.weight_decay": 0.1},
+    ):
+        assert made_of(**fields) == one, fields
+    for what, fields in {
+        "images of train": {"data.splits.train": "train[:150]"},
+        "images of validation": {"data.splits.validation": "train[192:301]"},
+        "parameters trained by the strategy": {"freeze.k": 2},
+    }.items():
+        assert {name for name, value in made_of(**fields).items() if value != one[name]} == {what}

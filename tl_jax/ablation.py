@@ -37,7 +37,8 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
       What `report.write` was given.
 
     Raises:
-      UserError: the directory holds something else, or nothing can be computed at all.
+      UserError: the directory holds something else, results of other images, weights or strategies'
+        functions among it, or nothing can be computed at all.
       RunFailed: a cell failed; the others are done, and the report says so.
     """
     workdir = WorkDir(path)
@@ -46,10 +47,11 @@ def run(sweep: Sweep, path: Any, command: Sequence[str]) -> dict[str, Any]:
     with workdir.lock():
         with _launcher(sweep) as launch:
             estimates = _known_estimates(sweep, workdir) or _estimates(sweep, launch)
+            _check_made_of(sweep, workdir, estimates["groups"])
             sweep_display.plan(sweep, estimates)
             workdir.write_json(SWEEP, sweep.identity())
             workdir.write_json(ESTIMATES, estimates)
-            searched, errors = _search(sweep, workdir, launch)
+            searched, errors = _search(sweep, workdir, launch, estimates["groups"])
             errors |= _run(sweep, workdir, launch, searched, errors)
         results = ablation_results.collect(
             sweep, workdir, command, searched, errors, estimates["groups"]
@@ -157,27 +159,72 @@ def _made_of(sweep: Sweep) -> str:
 
 def _known_estimates(sweep: Sweep, workdir: WorkDir) -> dict[str, Any] | None:
     """What `_estimates` gave when the sweep was started before, if nothing is left to run."""
-    if not all(_finished(sweep, workdir, cell) for cell in sweep.cells):
+    searching = {group for group, cells in sweep.groups.items() if cells[0].rates}
+    ended = all(_finished(sweep, workdir, cell) for cell in sweep.cells)
+    if not ended or searching - _known_searches(sweep, workdir).keys():
         return None  # images and weights may have changed since
     with contextlib.suppress(UserError, *DAMAGE):  # then they are made anew
         found = workdir.read_json(ESTIMATES) or {}
         right = found["made_of"] == _made_of(sweep) and 0 < found["flops_per_second"] < math.inf
-        if right and all(ablation_work.is_estimate(found["groups"][g]) for g in sweep.groups):
+        whole = right and all(ablation_work.is_estimate(found["groups"][g]) for g in sweep.groups)
+        if whole and not _otherwise_made(sweep, workdir, found["groups"]):
             return found
     return None
 
 
-def _search(
-    sweep: Sweep, workdir: WorkDir, launch: Launcher
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The learning rates of all groups, and by cell what went wrong in looking for them."""
-    asked = {group: cells for group, cells in sweep.groups.items() if cells[0].rates}
-    searched: dict[str, Any] = {}
-    for group in asked:
+def _check_made_of(sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any]) -> None:
+    """Refuses results of an earlier start that are not of what would be computed now.
+
+    Raises:
+      UserError: names them.
+    """
+    if lines := _otherwise_made(sweep, workdir, estimates):
+        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+        raise UserError(
+            f"{workdir.path} holds results that were made with other weights, images, orders or "
+            "functions of strategies than are there now, by the hashes in their files:\n  "
+            + "\n  ".join(lines[:10])
+            + more
+            + "\nBring those back, remove these folders, or give another --workdir."
+        )
+
+
+def _otherwise_made(sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any]) -> list[str]:
+    """A line for each cell, search and trial that is not of what the estimates are of."""
+    lines = []
+    for group, cells in sweep.groups.items():
+        search = workdir.path / f"search/{group}"
+        ended = (search / "search.json").exists()
+        searches = [search / "search.json"] if ended else sorted(search.glob("*/summary.json"))
+        paths = [workdir.path / ablation_results.cell_path(cell) for cell in cells]
+        for file in (*searches, *(path / "summary.json" for path in paths)):
+            then: Any = None
+            with contextlib.suppress(UserError):  # what is damaged, or has none, its cell says
+                then = (WorkDir(file.parent).read_json(file.name) or {}).get("made_of")
+            now, searched = estimates[group]["made_of"], file in searches
+            if not isinstance(then, dict):
+                continue
+            if other := ablation_work.otherwise_made(then, now, searched=searched):
+                lines.append(f"{file.parent.relative_to(workdir.path)}: {', '.join(other)}")
+    return lines
+
+
+def _known_searches(sweep: Sweep, workdir: WorkDir) -> dict[str, Any]:
+    """By group, what an earlier start found."""
+    known = {}
+    for group, cells in sweep.groups.items():
         with contextlib.suppress(UserError):  # its search will say what is damaged
             found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
-            if found is not None and ablation_work.is_search(found, asked[group][0].rates):
-                searched[group] = found
+            if found is not None and ablation_work.is_search(found, cells[0].rates):
+                known[group] = found
+    return known
+
+
+def _search(
+    sweep: Sweep, workdir: WorkDir, launch: Launcher, estimates: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The learning rates of all groups, and by cell what went wrong in looking for them."""
+    searched = _known_searches(sweep, workdir)
     tasks = [
         Task(
             group,
@@ -187,11 +234,12 @@ def _search(
                 cells[0].overrides,
                 cells[0].rates,
                 str(workdir.path / f"search/{group}"),
+                estimates[group]["made_of"],
             ),
             _kind(sweep, cells[0]),
         )
-        for group, cells in asked.items()
-        if group not in searched
+        for group, cells in sweep.groups.items()
+        if cells[0].rates and group not in searched
     ]
     errors: dict[str, str] = {}
     for outcome in sweep_display.track("learning rates", len(tasks), launch(tasks)):

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,17 +59,13 @@ def collect(
     """
     rows = [
         {
-            **_row(cell, sweep, workdir, searched, errors.get(cell.name)),
+            **_row(cell, sweep, workdir, searched, errors.get(cell.name), estimates[cell.group]),
             "training_flops": estimates[cell.group]["flops"],
         }
         for cell in sweep.cells
     ]
     axes = {axis: list(names) for axis, names in sweep.axes.items()}
-    cells = [
-        _readable(cell, row, sweep.compared, axes, workdir)
-        for cell, row in zip(sweep.cells, rows, strict=True)
-    ]
-    cells = _alike(sweep.cells, cells)
+    cells = [_readable(row, sweep.compared, axes, workdir) for row in rows]
     finished = [cell["summary"] for cell in cells if cell["summary"]]
     return {
         "name": workdir.path.name,
@@ -87,6 +83,7 @@ def _row(
     workdir: WorkDir,
     searched: Mapping[str, Any],
     error: str | None,
+    estimate: Mapping[str, Any],
 ) -> dict[str, Any]:
     path = workdir.path / cell_path(cell)
     found = searched.get(cell.group)
@@ -103,6 +100,7 @@ def _row(
             if empty := [file for name, file in _FILES.items() if not files[name]]:
                 raise LookupError(f"{' and '.join(empty)}: missing or empty")
             _check_config(own, config_of(cell, searched))
+            _check_made_of(own, files["summary"] or {}, estimate["made_of"])
             _check_numbers(files["summary"] or {}, files["measures"] or {})
             curves, hits = _curves(own), _hits(own, cell, files["summary"])
             if cell.config.probe.grid.learning_rate:
@@ -132,7 +130,6 @@ def _row(
 
 
 def _readable(
-    cell: Cell,
     row: dict[str, Any],
     compared: str,
     axes: Mapping[str, Sequence[str]],
@@ -143,62 +140,13 @@ def _readable(
         own = {} if row["summary"] is None else row["summary"]["environment"]
         alone = {"name": "", "compared": compared, "axes": axes, "environment": own}
         report.check({**alone, "cells": [row]})
-        for made_of in _made_of(cell, row["summary"]) if row["summary"] else ():
-            hash(made_of)
         return row
     except DAMAGE as error:
         path = workdir.path / row["workdir"]
         what = f"{type(error).__name__}: {error}"
-        return _failed(
-            row, f"its JSON files are damaged ({what}): remove {path} and start the sweep again"
-        )
-
-
-def _failed(row: dict[str, Any], why: str) -> dict[str, Any]:
-    nothing = dict.fromkeys((*_FILES, "hits"))
-    return {**row, **nothing, "curves": [], "status": "failed", "error": why}
-
-
-def _alike(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows; those fail that were made of other things than most of the others.
-
-    Between two starts of a sweep images, weights, or a strategy's function may change.
-    """
-    by_value: dict[tuple[str, Any], dict[Any, list[str]]] = {}
-    for cell, row in zip(cells, rows, strict=True):
-        for what, of, value in _made_of(cell, row["summary"]) if row["summary"] else ():
-            by_value.setdefault((what, of), {}).setdefault(value, []).append(cell.name)
-    errors: dict[str, str] = {}
-    for (what, _), names in by_value.items():
-        most = max(names.values(), key=len)
-        for other in names.values():
-            if other is not most:
-                errors |= dict.fromkeys(
-                    other,
-                    f"made with other {what} than {most[0]}, by the hashes in their summary.json: "
-                    "remove the folders of one kind, with those in search/ whose learning rates "
-                    "rest on the same, and start the sweep again",
-                )
-    return [_failed(row, errors[row["name"]]) if row["name"] in errors else row for row in rows]
-
-
-def _made_of(cell: Cell, summary: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What a cell has in common with others: what that is, with which of them, and its hash."""
-    config, data, splits = cell.config, cell.config.data, cell.config.data.splits
-    images = summary["data"]["fingerprint"]
-    whole = data.source, data.dir, data.image_column, data.label_column, data.skip_unreadable
-    drawn = data.examples_per_class, data.fraction
-    seed = None if drawn == (None, None) else config.seed
-    yield "orders of the examples", None, summary["order"]
-    model = config.model.pretrained, config.model.revision, config.init_from
-    yield "weights", model, summary["model"]["sha256"]
-    yield "training images", (*whole, splits.train, *drawn, seed), images["train"]
-    yield "validation images", (*whole, splits.validation), images.get("validation")
-    yield "test images", (*whole, splits.test), images["test"]
-    # With a grid of heads each seed may have chosen its own learning rate, which is in the plan.
-    chosen = {**(summary.get("probe", {}).get("chosen") or {}), "seed": None}
-    same = cell.group, json.dumps(chosen, sort_keys=True)
-    yield "parameters trained by its strategy", same, summary["plan_sha256"]
+        nothing = dict.fromkeys((*_FILES, "hits"))
+        why = f"its JSON files are damaged ({what}): remove {path} and start the sweep again"
+        return {**row, **nothing, "curves": [], "status": "failed", "error": why}
 
 
 def _check_config(own: WorkDir, config: Config) -> None:
@@ -209,6 +157,17 @@ def _check_config(own: WorkDir, config: Config) -> None:
         raise UserError(
             f"{own.path} holds another run ({'; '.join(different)}): remove it and start the sweep "
             "again"
+        )
+
+
+def _check_made_of(own: WorkDir, summary: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Raises UserError if the run that lies there was not made of what all others are."""
+    if not isinstance(summary["made_of"], dict):
+        raise TypeError("made_of is no object")
+    if other := ablation_work.otherwise_made(summary["made_of"], now):
+        raise UserError(
+            f"{own.path} was made with other {', '.join(other)} than when the sweep was started: "
+            "remove it and start the sweep again"
         )
 
 

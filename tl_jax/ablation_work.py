@@ -16,12 +16,13 @@ from typing import Any
 from tl_jax import config_files, process
 from tl_jax.ablation_config import RATE
 from tl_jax.config import Config, Measure
-from tl_jax.errors import NotFinite
+from tl_jax.errors import NotFinite, UserError
 from tl_jax.workdir import WorkDir
 
 Overrides = Sequence[tuple[str, str]]
 _SHELF_SHARE = 0.1  # of the memory that is free: features that wait for another run
 _PROGRAMS = 100  # that wait for another run
+_UNSEEN = "images of test"  # by a search
 
 
 @functools.cache
@@ -52,7 +53,8 @@ def estimate(config_file: str, overrides: Overrides, measure: Measure) -> dict[s
       "boundary": name of the first block that trains; "prefix": what identifies the frozen prefix
       and its images, "" without one; "cache": kind and reason by phase; "trainable": parameters;
       "flops": least, of training, the prefix counted once where it is cached; "shared": those of
-      them that make the frozen prefix; "by_seed": whether each seed has a prefix of its own.
+      them that make the frozen prefix; "by_seed": whether each seed has a prefix of its own;
+      "made_of": as `results.made_of` has it.
 
     Raises:
       UserError: the run, or one of its measures, cannot be.
@@ -63,7 +65,7 @@ def estimate(config_file: str, overrides: Overrides, measure: Measure) -> dict[s
 
 
 def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
-    from tl_jax import cache_choice, feature_measures, job, step_cost
+    from tl_jax import cache_choice, feature_measures, job, results, step_cost
 
     found = job.prepare(config)
     feature_measures.check(found, measure)
@@ -94,6 +96,7 @@ def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
         "flops": flops,
         "shared": shared,
         "by_seed": drawn or found.plan.trunk == "random",
+        "made_of": results.made_of(found),
     }
 
 
@@ -103,14 +106,30 @@ def is_estimate(found: Any) -> bool:
     numbers = {"trainable": int, "flops": float, "shared": float, "by_seed": bool}
     caches = {"kind": str, "first": int, "reason": str}
     return (
-        _kinds(found) == words | numbers | {"cache": list}
+        _kinds(found) == words | numbers | {"cache": list, "made_of": dict}
         and all(_kinds(cache) == caches for cache in found["cache"])
+        and set(_kinds(found["made_of"]).values()) == {str}
         and all(0 <= found[name] < math.inf for name in numbers)
     )
 
 
 def _kinds(found: Any) -> dict[str, type]:
     return {name: type(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def otherwise_made(
+    then: Mapping[str, Any], now: Mapping[str, str], *, searched: bool = False
+) -> list[str]:
+    """Names of what is not as it was when something was found.
+
+    Args:
+      then: the "made_of" that lies beside it.
+      now: that of an estimate.
+      searched: it is a search's, which never sees the test images.
+    """
+    return [
+        what for what in now if then.get(what) != now[what] and not (searched and what == _UNSEEN)
+    ]
 
 
 def speed(config_file: str, overrides: Overrides) -> float:
@@ -139,7 +158,11 @@ def speed(config_file: str, overrides: Overrides) -> float:
 
 
 def search(
-    config_file: str, overrides: Overrides, rates: Sequence[float], path: str
+    config_file: str,
+    overrides: Overrides,
+    rates: Sequence[float],
+    path: str,
+    made_of: Mapping[str, str],
 ) -> dict[str, Any]:
     """Tries learning rates on validation; the test split stays untouched.
 
@@ -150,14 +173,16 @@ def search(
       overrides: of the run whose rate is sought.
       rates: to try.
       path: directory of the search.
+      made_of: that of the estimate; trials from an earlier start must be of the same.
 
     Returns:
       The content of its `search.json`: "trials" ("learning_rate", "accuracy" and "loss" on
       validation, None where the loss did not stay finite), "learning_rate" (the best by accuracy,
-      then by loss), "at_edge" (whether it is the lowest or highest of several).
+      then by loss), "at_edge" (whether it is the lowest or highest of several), "made_of".
 
     Raises:
       NotFinite: no loss stayed finite.
+      UserError: a trial is of other weights, images or of another strategy's function.
     """
     workdir = WorkDir(path)
     found = workdir.read_json("search.json")
@@ -165,8 +190,8 @@ def search(
         return dict(found or {})
     unseen = ("data.splits.test", "None"), ("probe.baselines", "()")
     apart = [*overrides, *unseen, ("logging.figures", "False")]
-    trials = _together(config_file, apart, rates, path) or [
-        _trial(config_file, [*apart, (RATE, repr(rate))], rate, f"{path}/learning_rate={rate!r}")
+    trials = _together(config_file, apart, rates, path, made_of) or [
+        _trial(config_file, apart, rate, f"{path}/learning_rate={rate!r}", made_of)
         for rate in rates
     ]
     finite = [trial for trial in trials if trial["accuracy"] is not None]
@@ -174,7 +199,8 @@ def search(
         raise NotFinite("no loss stayed finite with any of the learning rates: try lower ones")
     best = max(finite, key=lambda trial: (trial["accuracy"], -trial["loss"]))["learning_rate"]
     at_edge = len(rates) > 1 and best in (min(rates), max(rates))
-    found = {"trials": trials, "learning_rate": best, "at_edge": at_edge}
+    of = {what: value for what, value in made_of.items() if what != _UNSEEN}
+    found = {"trials": trials, "learning_rate": best, "at_edge": at_edge, "made_of": of}
     workdir.write_json("search.json", found)
     return found
 
@@ -189,8 +215,9 @@ def is_search(found: Any, rates: Sequence[float]) -> bool:
         )
     except (LookupError, TypeError):
         return False
-    edge = isinstance(found.get("at_edge"), bool)
-    return tried == list(rates) and best in rates and scored and edge
+    kinds = _kinds(found)
+    whole = kinds.get("at_edge") is bool and kinds.get("made_of") is dict
+    return tried == list(rates) and best in rates and scored and whole
 
 
 @functools.cache
@@ -222,7 +249,11 @@ def _train(config: Config, path: str, command: str | None = None) -> dict[str, A
 
 
 def _together(
-    config_file: str, overrides: Overrides, rates: Sequence[float], path: str
+    config_file: str,
+    overrides: Overrides,
+    rates: Sequence[float],
+    path: str,
+    made_of: Mapping[str, str],
 ) -> list[dict[str, Any]] | None:
     """All rates as one grid of heads; None where more than the head trains, or draws are random."""
     config = _config(config_file, overrides)
@@ -234,18 +265,31 @@ def _together(
     config = dataclasses.replace(config, probe=dataclasses.replace(config.probe, grid=grid))
     if not probe.is_possible(job.prepare(config)):
         return None
-    summary = _train(config, f"{path}/grid")
+    summary = _searched(config, f"{path}/grid", made_of)
     return [
         _outcome(row["learning_rate"], row["validation"]) for row in summary["probe"]["settings"]
     ]
 
 
-def _trial(config_file: str, overrides: Overrides, rate: float, path: str) -> dict[str, Any]:
-    config = _config(config_file, overrides)
+def _trial(
+    config_file: str, overrides: Overrides, rate: float, path: str, made_of: Mapping[str, str]
+) -> dict[str, Any]:
+    config = _config(config_file, [*overrides, (RATE, repr(rate))])
     try:
-        return _outcome(rate, _train(config, path)["metrics"]["validation"])
+        return _outcome(rate, _searched(config, path, made_of)["metrics"]["validation"])
     except NotFinite:
         return _outcome(rate, None)
+
+
+def _searched(config: Config, path: str, made_of: Mapping[str, str]) -> dict[str, Any]:
+    """The summary of a search's run; it may have ended in an earlier start."""
+    summary = _train(config, path)
+    if other := otherwise_made(summary.get("made_of", {}), made_of, searched=True):
+        raise UserError(
+            f"{path} was made with other {', '.join(other)} than are there now: bring those back, "
+            "or remove it, and start the sweep again"
+        )
+    return summary
 
 
 def _outcome(rate: float, found: Mapping[str, Any] | None) -> dict[str, Any]:

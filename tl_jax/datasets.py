@@ -42,6 +42,7 @@ class Examples:
       fingerprint: SHA-256 of what identifies these examples: names, labels and contents (of files
         beyond 64 MiB 16 pieces; of a data set of the Hub its commit).
       unreadable: images of the data set that were left out since they cannot be read.
+      drawn_from: fingerprint of the split that these were drawn from, None where they are all.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Examples:
     fingerprint: str
     records: Records = dataclasses.field(repr=False)
     unreadable: int = 0
+    drawn_from: str | None = None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -91,11 +91,26 @@ class Job:
     @property
     def plan_sha256(self) -> str:
         """SHA-256 of the resolved strategy: what trains in each step, how fast and until when."""
-        recipe = self.recipe
         phases = [
             [sorted(stage.plan.groups.items()), stage.config, stage.clip_norm, stage.last]
             for stage in self.stages
         ]
+        return self._recipe_sha256(phases)
+
+    @property
+    def strategy_sha256(self) -> str:
+        """SHA-256 of what the strategy's function makes of this network.
+
+        Whatever the optimizer's settings and the number of examples are.
+        """
+        phases = [
+            [sorted(stage.plan.groups.items()), stage.plan.rate, stage.clip_norm]
+            for stage in self.stages
+        ]
+        return self._recipe_sha256([phases, [phase.epochs for phase in self.recipe.phases]])
+
+    def _recipe_sha256(self, phases: Any) -> str:
+        recipe = self.recipe
         whole = [phases, recipe.trunk, recipe.one_schedule, recipe.adapters, recipe.interpolate]
         return hashlib.sha256(repr(whole).encode()).hexdigest()
 

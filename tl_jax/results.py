@@ -20,6 +20,7 @@ from tl_jax.evaluation import Evaluation
 from tl_jax.job import Job
 from tl_jax.model_card import model_card
 from tl_jax.pretrained import Pretrained, save_pretrained
+from tl_jax.records import fingerprint
 from tl_jax.workdir import WorkDir
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -71,6 +72,26 @@ def identity(job: Job) -> dict[str, Any]:
         "config_hash": config_lib.config_hash(job.config),
         "plan_sha256": job.plan_sha256,
         "order": input_pipeline.ORDER,
+        "made_of": made_of(job),
+    }
+
+
+def made_of(job: Job) -> dict[str, str]:
+    """What runs of one configuration share though their seeds and learning rates differ.
+
+    By name: hashes of the weights, of each split's images (of all that a subset is drawn from), of
+    their preparation, of what the strategy's function makes of the network; how orders are drawn.
+    """
+    images = {
+        f"images of {role}": split.drawn_from or split.fingerprint
+        for role, split in job.examples.items()
+    }
+    return {
+        "weights": job.pretrained.checkpoint.sha256,
+        **images,
+        "preparation of images": fingerprint(repr(job.pretrained.preprocessing)),
+        "parameters trained by the strategy": job.strategy_sha256,
+        "order of the examples": input_pipeline.ORDER,
     }
 
 

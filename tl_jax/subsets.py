@@ -78,6 +78,7 @@ def of_each_class(
         examples,
         split=f"{examples.split}, {text} by seed {seed}",
         fingerprint=fingerprint("subset", examples.fingerprint, seed, examples_per_class, fraction),
+        drawn_from=examples.fingerprint,
         records=ChosenRecords(examples.records, np.sort(np.concatenate(rows))),
     )
 

@@ -338,6 +338,9 @@ def _check_same_run(now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
         different.append(f"the weights of {now['trunk']['source']}")
     if then["data"] != now["data"]:
         different.append("the data")
+    prepared = "preparation of images"
+    if then.get("made_of", now["made_of"]).get(prepared) != now["made_of"][prepared]:
+        different.append(f"the preparation of images that {now['trunk']['source']} asks for")
     if then["config_hash"] != now["config_hash"]:
         different.append("the configuration")
     elif then["plan_sha256"] != now["plan_sha256"]:

@@ -92,7 +92,7 @@ def summary(
 
 
 def search(strategy, chosen, accuracy, at_edge=False):
-    rates = (chosen,) if at_edge else (chosen / 3, chosen)
+    rates = (chosen / 27, chosen / 3, chosen) if at_edge else (chosen / 3, chosen)
     trials = [
         {"learning_rate": rate, "accuracy": accuracy - 0.03 * (rate != chosen), "loss": 0.5}
         for rate in (chosen / 9, *rates)

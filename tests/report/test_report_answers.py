@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_examples import cell, full_sweep, hits, summary, sweep
+from report_examples import cell, full_sweep, hits, search, summary, sweep
 
 from tl_jax.report import accuracy_charts, cells, charts, sections, sentences
 from tl_jax.report import answers as answers_lib
@@ -153,6 +153,40 @@ def test_unfinished_cells_and_edges_are_said():
     assert "2 of 48 cells without a result (1 failed)" in note
     assert "The learning rate of bitfit (examples_per_class = 10, 0.03)" in note
     assert "chosen at the edge of its grid" in note
+
+
+def gridded(values, chosen, rates):
+    grid = [{"learning_rate": rate, "weight_decay": 0.0, "input": "mean"} for rate in rates]
+    one = cell(values, summary=summary(0.8))
+    if rates:
+        one["summary"]["probe"] = {"settings": grid, "chosen": grid[rates.index(chosen)]}
+    return one | {"learning_rate": chosen}
+
+
+def test_a_grid_of_heads_has_an_edge_and_a_budget():
+    three = (0.1, 0.2, 0.3)
+    cells = [gridded({"strategy": "a"}, 0.2, three), gridded({"strategy": "b"}, 0.3, three)]
+    note = said(sweep(cells))[-1]
+    assert "The learning rate of b (0.3) was chosen at the edge of its grid" in note
+    assert "Budgets" not in note
+    cells = [gridded({"strategy": "a"}, 0.2, three)]
+    cells += [gridded({"strategy": strategy}, 1.0, ()) for strategy in "bc"]
+    note = said(sweep(cells))[-1]
+    assert "edge" not in note
+    assert "Budgets are not matched: b and c chose from 1, a chose from 3" in note
+
+
+def test_budgets_are_matched_within_a_setting():
+    made = {"plain": (), "grid": (0.1, 0.2, 0.3)}
+    cells = [
+        gridded({"strategy": strategy, "head": head}, 0.2, rates)
+        for strategy in "ab"
+        for head, rates in made.items()
+    ]
+    assert "Budgets" not in " ".join(said(sweep(cells)))
+    cells[0]["search"] = search("a", 0.2, 0.8)
+    note = said(sweep(cells))[-1]
+    assert "Budgets are not matched (head = plain): b chose from 1, a chose from 4" in note
 
 
 def test_one_seed_says_what_is_not_in_the_intervals():

@@ -48,6 +48,15 @@ class Answer:
         """The strategy with the highest mean accuracy."""
         return self.standings[0]
 
+    @property
+    def tried(self) -> dict[int, list[str]]:
+        """By the most settings that validation chose from, the strategies that had so many."""
+        found: dict[int, list[str]] = {}
+        for standing in self.standings:
+            most = max(cell.tried for cell in standing.cells)
+            found.setdefault(most, []).append(standing.strategy)
+        return dict(sorted(found.items()))
+
     def standing(self, strategy: str) -> Standing | None:
         """That of one strategy, None where it has no finished cell."""
         return next((s for s in self.standings if s.strategy == strategy), None)
@@ -110,8 +119,8 @@ class Answers:
 
     @property
     def at_edge(self) -> list[Cell]:
-        """Cells whose search chose the least or the greatest learning rate that was tried."""
-        return [cell for cell in self.sweep.cells if cell.search.get("at_edge")]
+        """Cells with the least or the greatest learning rate that was tried for them."""
+        return [cell for cell in self.sweep.cells if cell.at_edge]
 
 
 def find(sweep: Sweep) -> Answers:

@@ -36,6 +36,7 @@ class Cell:
         `clean_accuracy` is that on the images that are then shifted, else on the whole test split.
       hits: bool [N], which test examples were right.
       search, plan, measures: as in the results, empty where there is none.
+      grid: settings of heads that it tried itself (`probe.grid`), and which was chosen; or empty.
       curves: records of `metrics.jsonl`.
     """
 
@@ -52,6 +53,7 @@ class Cell:
     numbers: Mapping[str, float | None]
     hits: np.ndarray | None
     search: Json
+    grid: Json
     plan: Json
     measures: Json
     curves: Sequence[Json] = field(default_factory=tuple)
@@ -60,6 +62,23 @@ class Cell:
     def finished(self) -> bool:
         """Whether it has an accuracy."""
         return self.status == "finished" and self.numbers["accuracy"] is not None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether its learning rate is the least or the greatest of several that were tried."""
+        if len(rates := {setting["learning_rate"] for setting in self.settings}) > 1:
+            return self.grid["chosen"]["learning_rate"] in (min(rates), max(rates))
+        return bool(self.search.get("at_edge"))
+
+    @property
+    def settings(self) -> Sequence[Json]:
+        """Of its grid of heads, none without one."""
+        return self.grid.get("settings") or ()
+
+    @property
+    def tried(self) -> int:
+        """How many settings validation chose from."""
+        return max(1, len(self.search.get("trials") or ())) * max(1, len(self.settings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +188,7 @@ def _cell(cell: Json, compared: str, axes: Mapping[str, Sequence[str]]) -> Cell:
         numbers=_numbers(cell, summary, measures),
         hits=None if hits is None or not summary or not len(hits) else np.asarray(hits, bool),
         search=cell.get("search") or {},
+        grid=summary.get("probe") or {},
         plan=cell.get("plan") or {},
         measures=measures if summary else {},
         curves=cell.get("curves") or (),

@@ -212,6 +212,7 @@ def caveats(answers: Answers) -> list[Sentence]:
                 " was chosen at the edge of its grid: a better one may lie outside.",
             )
         )
+    found += _unmatched(answers)
     if any(
         len({frozenset(c.seed for c in s.cells) for s in a.standings}) > 1 for a in answers.settings
     ):
@@ -254,6 +255,28 @@ def caveats(answers: Answers) -> list[Sentence]:
              "differences have no interval.",)
         )  # fmt: skip
     return found
+
+
+def _unmatched(answers: Answers) -> list[Sentence]:
+    """Settings in which one strategy chose from more than another."""
+    found: dict[Sentence, list[str]] = {}
+    for answer in answers.settings:
+        if len(answer.tried) > 1:
+            each = [
+                (*listed([(Name(strategy),) for strategy in strategies]), f" chose from {number}")
+                for number, strategies in answer.tried.items()
+            ]
+            found.setdefault(listed(each, ", "), []).append(answer.setting.title)
+    return [
+        (
+            "Budgets are not matched",
+            f" ({'; '.join(titles)})" if any(titles) else "",
+            ": ",
+            *said,
+            " (learning rates × heads of a probe.grid).",
+        )
+        for said, titles in found.items()
+    ]
 
 
 def _grouped(cells: Sequence[Cell]) -> Sentence:
