@@ -213,8 +213,8 @@ def test_one_strategy_has_no_rival():
 def test_gradients_in_a_sentence():
     (first, second) = sentences.gradients(found(full_sweep(n=50)))
     expected = (
-        "With examples_per_class = 10: an untrained head's gradients into the trunk are 8 times "
-        "those of a trained head in the first step, and 8 times in the mean of all steps measured"
+        "With examples_per_class = 10: an untrained head's gradients into the trunk are 8.0 times "
+        "those of a trained head in the first step, and 8.0 times in the mean of all steps measured"
     )
     assert plain(first).startswith(expected)
     assert plain(second).startswith("With examples_per_class = 100")

@@ -293,7 +293,8 @@ def _grouped(cells: Sequence[Cell]) -> Sentence:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.2g} times"
+    digits = 2 if ratio < 0.995 else 1 if ratio < 99.95 else 0
+    return f"{ratio:,.{digits}f} times"
 
 
 def gradients(answers: Answers) -> list[Sentence]:
