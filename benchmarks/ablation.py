@@ -1,11 +1,13 @@
 """What a sweep saves: its time against that of its runs, started one by one.
 
-    python benchmarks/ablation.py --config configs/ablation_quickstart.py [--config.FIELD=VALUE …]
+    python benchmarks/ablation.py --config configs/ablation_quickstart.py [--jobs 1 2] \
+        [--config.FIELD=VALUE …]
 
-Runs the sweep with an empty compilation cache and without measures, then, with another empty
-cache, every trial of a learning rate and every cell by a command of its own. The runs share
-that cache, as they do by default; what the sweep shares besides is the processes, the features of
-frozen prefixes, and heads that are searched together. Prints a table and a JSON line.
+Runs the sweep with an empty compilation cache and without measures, as often as there are numbers
+of jobs at once; then, with another empty cache, every trial of a learning rate and every cell by a
+command of its own. The runs share that cache, as they do by default; what the sweep shares besides
+is the processes, the features of frozen prefixes, and heads that are searched together. Prints a
+table and a JSON line.
 """
 
 import argparse
@@ -37,6 +39,7 @@ def timed(*arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
     flags, rest = parser.parse_known_args()
     overrides = [tuple(word.removeprefix("--config.").split("=", 1)) for word in rest]
     config = f"--config={flags.config}"
@@ -46,14 +49,24 @@ def main():
             return f"--config.logging.compilation_cache={folder}/{name}"
 
         plain = [f"--config.{name}={value}" for name, value in PLAIN.items()]
-        together = timed(
-            "--mode=ablate", config, *rest, *plain, cache("a"), f"--workdir={folder}/sweep"
-        )
+        together = {
+            jobs: timed(
+                "--mode=ablate",
+                config,
+                *rest,
+                *plain,
+                f"--config.ablate.jobs={jobs}",
+                cache(f"of {jobs}"),
+                f"--workdir={folder}/sweep of {jobs}",
+            )
+            for jobs in flags.jobs
+        }
+        ended = Path(folder, f"sweep of {flags.jobs[0]}")
         sweep = ablation_config.read(
             flags.config, config_files.load_config(flags.config), overrides
         )
         found = {
-            group: json.loads(Path(folder, "sweep", "search", group, "search.json").read_text())
+            group: json.loads((ended / "search" / group / "search.json").read_text())
             for group, cells in sweep.groups.items()
             if cells[0].rates
         }
@@ -67,9 +80,10 @@ def main():
             for fields in (*trials, *(ablation_results.overrides_of(c, found) for c in cells)):
                 words = [f"--config.{name}={value}" for name, value in fields]
                 runs += 1
-                alone += timed(config, *words, cache("b"), f"--workdir={folder}/alone/{runs}")
-    print("| runs | one by one | as a sweep | share |\n|---|---|---|---|")
-    print(f"| {runs} | {alone:.0f} s | {together:.0f} s | {together / alone:.2f} |")
+                alone += timed(config, *words, cache("alone"), f"--workdir={folder}/alone/{runs}")
+    print("| runs | one by one | at once | as a sweep | share |\n|---|---|---|---|---|")
+    for jobs, seconds in together.items():
+        print(f"| {runs} | {alone:.0f} s | {jobs} | {seconds:.0f} s | {seconds / alone:.2f} |")
     print(json.dumps({"runs": runs, "alone_seconds": alone, "sweep_seconds": together}))
 
 
