@@ -48,7 +48,7 @@ def test_the_configurations_are_there():
 
 @pytest.mark.parametrize(
     ("name", "cells", "groups"),
-    [("ablation_quickstart", 24, 12), ("ablation_fashion", 48, 16), ("ablation_head", 6, 2)],
+    [("ablation_quickstart", 20, 10), ("ablation_fashion", 48, 16), ("ablation_head", 6, 2)],
 )
 def test_sweeps_are_whole(name, cells, groups):
     path = str(ROOT / "configs" / f"{name}.py")

@@ -3,7 +3,7 @@
 The models know nothing of it: their layers are intercepted. FLOPs are counted of the plain network.
 
 - Patches that do not overlap (a ViT's embedding) are one matrix product with the kernel.
-- On a CPU 1 × 1 convolutions, and larger ones of few positions, are matrix products over patches,
+- On a CPU 1 × 1 convolutions, and up to 3 × 3 of few positions, are matrix products over patches,
   which are faster there than XLA's convolutions.
 - On a GPU a convolution with a stride over few channels (a ResNet's stem) is one without a stride
   over stride × stride blocks of pixels as channels, which fill its matrix units.
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 _FEW = 14 * 14  # positions up to which patches pay on a CPU, measured at 64, 128 and 224 px
+_SMALL = 3  # kernels' side up to which they do: those of 7 × 7 hold each pixel 12 times
 _WIDE = 48  # output channels from which XLA's convolution on a CPU rounds all images alike
 _NARROW = 4  # channels up to which blocks of pixels pay on a GPU
 
@@ -63,7 +64,7 @@ def _convolution(layer: nn.Conv, x: jax.Array, *, backend: str, alike: bool) -> 
         if x.shape[-1] > _NARROW or strides == (1, 1):
             return None
         found = over_blocks(x, kernel, strides)
-    elif size == (1, 1) or positions[0] * positions[1] <= _FEW:
+    elif size == (1, 1) or (positions[0] * positions[1] <= _FEW and max(size) <= _SMALL):
         found = over_patches(x, kernel, strides)
     elif alike and kernel.shape[-1] < _WIDE:
         more = _WIDE - kernel.shape[-1]
