@@ -205,6 +205,7 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
         {**group, "trials": lost},
         {**group, "at_edge": "no"},
         {**group, "made_of": None},
+        {**group, "trials": [t | {"accuracy": None, "loss": None} for t in group["trials"]]},
     ):
         assert not ablation_work.is_search(wrong, rates)
     for estimate in estimates.values():
@@ -271,6 +272,7 @@ def test_results_of_other_images_or_weights_are_not_gone_on_with(
     kinds = list(estimates["groups"]["top_k"]["made_of"])
     assert kinds == [
         "weights",
+        "network",
         "images of train",
         "images of validation",
         "images of test",
@@ -322,6 +324,12 @@ def test_a_trial_of_other_images_is_not_searched_among(finished, tmp_path, monke
             ablation_work.search(*what, {**now, "images of train": "0" * 64})
         found = ablation_work.search(*what, now)
         assert found == command_line.read_json(whole / "search" / group / "search.json")
+        (folder / "search.json").unlink()
+        for file in folder.glob("*/summary.json"):
+            summary = command_line.read_json(file)
+            file.write_text(json.dumps({**summary, "metrics": {}, "probe": {}}))
+        with pytest.raises(UserError, match=r"summary\.json in .* is damaged"):
+            ablation_work.search(*what, now)
 
 
 def test_a_prefix_counts_for_every_view(digits_config):
@@ -514,10 +522,12 @@ def test_the_plan_comes_before_the_first_run(finished, capsys, monkeypatch):
 
 
 def test_what_cannot_run_at_all_is_refused_before_anything_runs(network, tmp_path, capsys):
-    axes = (("data.examples_per_class", (2, 1000)),)
+    gridded = {"freeze.strategy": "top_k", "probe.grid.weight_decay": (0.1, 1.0)}
+    axes = (("data.examples_per_class", (2, 1000)), ("strategy", (gridded,)))
     config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
     assert start(config, tmp_path / "run") == 2
-    assert "examples_per_class" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "examples_per_class" in said and "top_k trains more than the head" in said
     assert not (tmp_path / "run" / "cells").exists()
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -166,12 +168,17 @@ def test_a_grid_of_seeds_is_refused(digits_config, field):
         digits_config("resnet_basic", **field, **{"probe.grid.seed": (0, 1)})
 
 
-def test_what_runs_share_is_neither_of_their_seeds_nor_of_their_rates(digits_config):
+def test_what_runs_share_is_neither_of_their_seeds_nor_of_their_rates(
+    digits_config, network, tmp_path
+):
     def made_of(**fields):
         few = {"data.fraction": 0.5, "data.batch_size": 32, "freeze.strategy": "top_k"}
         return results.made_of(job.prepare(digits_config("resnet_basic", **few | fields)))
 
-    one = made_of()
+    one, other = made_of(), tmp_path / "other"
+    shutil.copytree(network("resnet_basic"), other)
+    content = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**content, "hidden_act": "gelu"}))
     for fields in (
         {"seed": 1},
         {"optimizer.learning_rate": 0.7},
@@ -182,5 +189,6 @@ def test_what_runs_share_is_neither_of_their_seeds_nor_of_their_rates(digits_con
         "images of train": {"data.splits.train": "train[:150]"},
         "images of validation": {"data.splits.validation": "train[192:301]"},
         "parameters trained by the strategy": {"freeze.k": 2},
+        "network": {"model.pretrained": str(other)},
     }.items():
         assert {name for name, value in made_of(**fields).items() if value != one[name]} == {what}

@@ -10,13 +10,13 @@ import functools
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tl_jax import config_files, process
 from tl_jax.ablation_config import RATE
 from tl_jax.config import Config, Measure
-from tl_jax.errors import NotFinite, UserError
+from tl_jax.errors import DAMAGE, NotFinite, UserError
 from tl_jax.workdir import WorkDir
 
 Overrides = Sequence[tuple[str, str]]
@@ -65,10 +65,20 @@ def estimate(config_file: str, overrides: Overrides, measure: Measure) -> dict[s
 
 
 def _estimate(config: Config, measure: Measure) -> dict[str, Any]:
-    from tl_jax import cache_choice, feature_measures, job, results, step_cost
+    from tl_jax import (
+        cache_choice,
+        feature_measures,
+        job,
+        probe,
+        probe_features,
+        results,
+        step_cost,
+    )
 
     found = job.prepare(config)
     feature_measures.check(found, measure)
+    if probe.wanted(config):
+        probe_features.widest(config)
     flops, shared, caches = 0.0, 0.0, []
     size = config.data.batch_size
     rows = len(found.examples["train"]) * (config.data.views or 1)
@@ -197,12 +207,16 @@ def search(
     finite = [trial for trial in trials if trial["accuracy"] is not None]
     if not finite:
         raise NotFinite("no loss stayed finite with any of the learning rates: try lower ones")
-    best = max(finite, key=lambda trial: (trial["accuracy"], -trial["loss"]))["learning_rate"]
+    best = max(finite, key=_rank)["learning_rate"]
     at_edge = len(rates) > 1 and best in (min(rates), max(rates))
     of = {what: value for what, value in made_of.items() if what != _UNSEEN}
     found = {"trials": trials, "learning_rate": best, "at_edge": at_edge, "made_of": of}
     workdir.write_json("search.json", found)
     return found
+
+
+def _rank(trial: Mapping[str, Any]) -> tuple[float, float]:
+    return trial["accuracy"], -trial["loss"]
 
 
 def is_search(found: Any, rates: Sequence[float]) -> bool:
@@ -213,7 +227,9 @@ def is_search(found: Any, rates: Sequence[float]) -> bool:
             t["accuracy"] is None or (0 <= t["accuracy"] <= 1 and 0 <= t["loss"] < math.inf)
             for t in found["trials"]
         )
-    except (LookupError, TypeError):
+        finite = [trial for trial in found["trials"] if trial["accuracy"] is not None]
+        scored = scored and max(finite, key=_rank)["learning_rate"] == best
+    except (LookupError, TypeError, ValueError):
         return False
     kinds = _kinds(found)
     whole = kinds.get("at_edge") is bool and kinds.get("made_of") is dict
@@ -266,9 +282,9 @@ def _together(
     if not probe.is_possible(job.prepare(config)):
         return None
     summary = _searched(config, f"{path}/grid", made_of)
-    return [
-        _outcome(row["learning_rate"], row["validation"]) for row in summary["probe"]["settings"]
-    ]
+    with _damage_of(path):
+        settings = summary["probe"]["settings"]
+        return [_outcome(row["learning_rate"], row["validation"]) for row in settings]
 
 
 def _trial(
@@ -276,9 +292,23 @@ def _trial(
 ) -> dict[str, Any]:
     config = _config(config_file, [*overrides, (RATE, repr(rate))])
     try:
-        return _outcome(rate, _searched(config, path, made_of)["metrics"]["validation"])
+        summary = _searched(config, path, made_of)
     except NotFinite:
         return _outcome(rate, None)
+    with _damage_of(path):
+        return _outcome(rate, summary["metrics"]["validation"])
+
+
+@contextlib.contextmanager
+def _damage_of(path: str) -> Iterator[None]:
+    """What a summary from an earlier start does not hold is damage of its file."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise UserError(
+            f"the summary.json in {path} is damaged ({type(error).__name__}: {error}): remove "
+            f"{path} and start the sweep again"
+        ) from error
 
 
 def _searched(config: Config, path: str, made_of: Mapping[str, str]) -> dict[str, Any]:

@@ -79,17 +79,20 @@ def identity(job: Job) -> dict[str, Any]:
 def made_of(job: Job) -> dict[str, str]:
     """What runs of one configuration share though their seeds and learning rates differ.
 
-    By name: hashes of the weights, of each split's images (of all that a subset is drawn from), of
-    their preparation, of what the strategy's function makes of the network; how orders are drawn.
+    By name: hashes of the weights, of the network's options, of each split's images (of all that a
+    subset is drawn from), of their preparation, of what the strategy's function makes of the
+    network; how orders are drawn.
     """
+    network = job.pretrained
     images = {
         f"images of {role}": split.drawn_from or split.fingerprint
         for role, split in job.examples.items()
     }
     return {
-        "weights": job.pretrained.checkpoint.sha256,
+        "weights": network.checkpoint.sha256,
+        "network": fingerprint(repr((network.family.model_type, network.module.options))),
         **images,
-        "preparation of images": fingerprint(repr(job.pretrained.preprocessing)),
+        "preparation of images": fingerprint(repr(network.preprocessing)),
         "parameters trained by the strategy": job.strategy_sha256,
         "order of the examples": input_pipeline.ORDER,
     }

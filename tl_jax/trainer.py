@@ -338,9 +338,10 @@ def _check_same_run(now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
         different.append(f"the weights of {now['trunk']['source']}")
     if then["data"] != now["data"]:
         different.append("the data")
-    prepared = "preparation of images"
-    if then.get("made_of", now["made_of"]).get(prepared) != now["made_of"][prepared]:
-        different.append(f"the preparation of images that {now['trunk']['source']} asks for")
+    made_of = then.get("made_of", now["made_of"])
+    for what in ("network", "preparation of images"):
+        if made_of.get(what) != now["made_of"][what]:
+            different.append(f"the {what} that {now['trunk']['source']} describes")
     if then["config_hash"] != now["config_hash"]:
         different.append("the configuration")
     elif then["plan_sha256"] != now["plan_sha256"]:
