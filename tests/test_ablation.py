@@ -523,7 +523,7 @@ def test_the_plan_comes_before_the_first_run(finished, capsys, monkeypatch):
 
 def test_what_cannot_run_at_all_is_refused_before_anything_runs(network, tmp_path, capsys):
     gridded = {"freeze.strategy": "top_k", "probe.grid.weight_decay": (0.1, 1.0)}
-    axes = (("data.examples_per_class", (2, 1000)), ("strategy", (gridded,)))
+    axes = (("data.examples_per_class", (7, 1000)), ("strategy", (gridded,)))
     config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
     assert start(config, tmp_path / "run") == 2
     said = capsys.readouterr().err
