@@ -113,14 +113,16 @@ def _claim(sweep: Sweep, workdir: WorkDir) -> None:
     ]
     if not lines:
         return
-    lines = list(dict.fromkeys(lines))
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
     raise UserError(
-        f"{workdir.path} holds another sweep:\n  "
-        + "\n  ".join(lines[:10])
-        + more
-        + "\nGive another --workdir, or the configuration that it was started with."
+        f"{workdir.path} holds another sweep:{_some(list(dict.fromkeys(lines)))}"
+        "\nGive another --workdir, or the configuration that it was started with."
     )
+
+
+def _some(lines: Sequence[str]) -> str:
+    """Up to ten of the lines, each on its own, and how many there are besides."""
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "".join(f"\n  {line}" for line in [*lines[:10], *more])
 
 
 def _estimates(sweep: Sweep, launch: Launcher) -> dict[str, Any]:
@@ -179,13 +181,10 @@ def _check_made_of(sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any])
       UserError: names them.
     """
     if lines := _otherwise_made(sweep, workdir, estimates):
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise UserError(
             f"{workdir.path} holds results that were made with other weights, images, orders or "
-            "functions of strategies than are there now, by the hashes in their files:\n  "
-            + "\n  ".join(lines[:10])
-            + more
-            + "\nBring those back, remove these folders, or give another --workdir."
+            "functions of strategies than are there now, by the hashes in their files:"
+            f"{_some(lines)}\nBring those back, remove these folders, or give another --workdir."
         )
 
 

@@ -282,7 +282,7 @@ def _together(
     if not probe.is_possible(job.prepare(config)):
         return None
     summary = _searched(config, f"{path}/grid", made_of)
-    with _damage_of(path):
+    with _damage_of(f"{path}/grid"):
         settings = summary["probe"]["settings"]
         return [_outcome(row["learning_rate"], row["validation"]) for row in settings]
 
