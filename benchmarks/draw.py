@@ -29,7 +29,9 @@ def time_to_probe(axes, rows):
     for row in rows:
         if not row["epochs"]:
             axes.axhline(row["seconds"], ls=":", c="0.4" if row["method"] == "forward" else "0.7")
-            axes.annotate(row["method"], (1, row["seconds"]), va="bottom", fontsize="small")
+            side = "top" if row["method"] == "forward" else "bottom"
+            middle = max(row["epochs"] or 1 for row in rows) ** 0.5
+            axes.annotate(row["method"], (middle, row["seconds"]), va=side, fontsize="small")
     axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="seconds")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")

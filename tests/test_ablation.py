@@ -3,18 +3,21 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
 
 import ablation_example
 import command_line
+import jax
 import pytest
 
 from tl_jax import (
     ablation,
     ablation_config,
     ablation_results,
+    ablation_search,
     ablation_work,
     config_files,
     recipes,
@@ -33,6 +36,7 @@ def start(config, workdir, *more):
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
     """Eight would spend the time of these small runs on each other."""
+    jax.devices()  # this process keeps its own
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # as command_line
         yield
@@ -194,8 +198,8 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
     assert WorkDir(str(cell)).finished() is None
     rates = ablation_example.RATES
     group = next(iter(searched.values()))
-    assert ablation_work.is_search(group, rates)
-    assert not ablation_work.is_search(group, (0.5,))
+    assert ablation_search.is_search(group, rates)
+    assert not ablation_search.is_search(group, (0.5,))
     lost = [{**trial, "loss": None} for trial in group["trials"]]
     for wrong in (
         {},
@@ -207,12 +211,14 @@ def test_json_of_another_shape_is_damage_of_its_cell(finished, tmp_path):
         {**group, "made_of": None},
         {**group, "trials": [t | {"accuracy": None, "loss": None} for t in group["trials"]]},
     ):
-        assert not ablation_work.is_search(wrong, rates)
+        assert not ablation_search.is_search(wrong, rates)
     for estimate in estimates.values():
         assert ablation_work.is_estimate(estimate)
         for name in estimate:
             assert not ablation_work.is_estimate({**estimate, name: None})
-        assert not ablation_work.is_estimate({**estimate, "made_of": {"weights": 3}})
+        of = estimate["made_of"]
+        for wrong in ({"weights": "a"}, {**of, "run": {"weights": 3}}, {**of, "measures": None}):
+            assert not ablation_work.is_estimate({**estimate, "made_of": wrong})
         for wrong in (-1.0, float("inf"), float("nan")):
             assert not ablation_work.is_estimate({**estimate, "flops": wrong})
             assert not ablation_work.is_estimate({n: v for n, v in estimate.items() if n != name})
@@ -257,6 +263,13 @@ def test_results_of_other_images_or_weights_are_not_gone_on_with(
     odd = f"cells/{sweep.cells[0].name}"
     [trial] = (f"search/top_k/{p.parent.name}" for p in whole.glob("search/top_k/*/summary.json"))
     asked = []
+    source = "images of ablate.measure.source"
+    for group in estimates["groups"].values():
+        group["made_of"]["measures"] = {source: "1" * 64}
+    for file in workdir.glob("cells/*/measures.json"):
+        content = command_line.read_json(file)
+        file.write_text(json.dumps({**content, "made_of": {source: "1" * 64}}))
+    measures = (workdir / odd / "measures.json").read_bytes()
 
     def now(sweep, launch):
         asked.append(sweep)
@@ -269,7 +282,7 @@ def test_results_of_other_images_or_weights_are_not_gone_on_with(
         content["made_of"][what] = "0" * 64
         (workdir / name).write_text(json.dumps(content))
 
-    kinds = list(estimates["groups"]["top_k"]["made_of"])
+    kinds = list(estimates["groups"]["top_k"]["made_of"]["run"])
     assert kinds == [
         "weights",
         "network",
@@ -288,23 +301,34 @@ def test_results_of_other_images_or_weights_are_not_gone_on_with(
         )
         failed = {cell["workdir"]: cell["error"] for cell in found["cells"] if cell["error"]}
         assert failed.keys() == {odd}
-        assert f"made with other {what} than when" in failed[odd]
+        assert f"{odd} was made with other {what} than when" in failed[odd]
         if seen:
             change("search/top_k/search.json", what)
             change(f"{trial}/summary.json", what)
         assert start(config, workdir) == 2
         assert len(asked) == number  # what is there now
-        said = capsys.readouterr().err
-        assert f"  {odd}: {what}\n" in said
-        assert (f"  search/top_k: {what}\n" in said) == seen and trial not in said
+        names = shlex.join([odd, "search/top_k"] if seen else [odd])
+        assert f"  {what}: {names}\n" in capsys.readouterr().err
         (workdir / "search/top_k/search.json").unlink()
         assert start(config, workdir) == 2
         asked.pop()
-        assert (f"  {trial}: {what}\n" in capsys.readouterr().err) == seen
+        names = shlex.join([odd, trial] if seen else [odd])
+        assert f"  {what}: {names}\n" in capsys.readouterr().err
         for name in (f"{odd}/summary.json", f"{trial}/summary.json", "search/top_k/search.json"):
             shutil.copy(whole / name, workdir / name)
     assert start(config, workdir) == 0
     assert len(asked) == len(kinds)  # of the file, as nothing is left to run
+
+    change(f"{odd}/measures.json", source)
+    (workdir / "search/top_k/search.json").unlink()  # something is left to run
+    assert start(config, workdir) == 2
+    assert f"  {source}: {odd}/measures.json\n" in capsys.readouterr().err
+    found = ablation_results.collect(
+        sweep, WorkDir(str(workdir)), ("python",), searched, {}, estimates["groups"]
+    )
+    [error] = [cell["error"] for cell in found["cells"] if cell["error"]]
+    assert f"{odd}/measures.json was made with other {source} than when" in error
+    (workdir / odd / "measures.json").write_bytes(measures)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -318,18 +342,18 @@ def test_a_trial_of_other_images_is_not_searched_among(finished, tmp_path, monke
         folder = tmp_path / group
         shutil.copytree(whole / "search" / group, folder)
         (folder / "search.json").unlink()
-        now = estimates[group]["made_of"]
+        now = estimates[group]["made_of"]["search"]
         what = (str(config), cell.overrides, cell.rates, str(folder))
         with pytest.raises(UserError, match="made with other images of train than are there now"):
-            ablation_work.search(*what, {**now, "images of train": "0" * 64})
-        found = ablation_work.search(*what, now)
+            ablation_search.search(*what, {**now, "images of train": "0" * 64})
+        found = ablation_search.search(*what, now)
         assert found == command_line.read_json(whole / "search" / group / "search.json")
         (folder / "search.json").unlink()
         for file in folder.glob("*/summary.json"):
             summary = command_line.read_json(file)
             file.write_text(json.dumps({**summary, "metrics": {}, "probe": {}}))
         with pytest.raises(UserError, match=r"summary\.json in .* is damaged"):
-            ablation_work.search(*what, now)
+            ablation_search.search(*what, now)
 
 
 def test_a_prefix_counts_for_every_view(digits_config):

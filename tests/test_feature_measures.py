@@ -24,7 +24,7 @@ from tl_jax import (
 )
 from tl_jax.datasets import open_dataset
 from tl_jax.errors import UserError
-from tl_jax.feature_measures import Measure, _not_finite, measure
+from tl_jax.feature_measures import Measure, _not_finite, made_of, measure
 from tl_jax.models import Head, heads
 from tl_jax.pretrained import load_pretrained, save_pretrained
 
@@ -142,6 +142,16 @@ def test_a_frozen_trunk_did_not_move_and_forgot_nothing(probed):
     forgotten = found["forgetting"]
     assert forgotten["source"] == "tfds:digits"
     assert forgotten["before"] == forgotten["after"] and forgotten["after"]["examples"] == 90
+
+
+def test_measures_say_what_images_they_are_of(probed):
+    config, _, found = probed
+    examples = open_dataset("tfds:digits", {"test": Measure().source_split}, DIGITS_DIR)["test"]
+    assert found["made_of"] == {"images of ablate.measure.source": examples.fingerprint}
+    run = job.prepare(config)
+    options = dataclasses.replace(QUICK, source="tfds:digits", source_dir=DIGITS_DIR)
+    assert made_of(run, options) == found["made_of"]
+    assert made_of(run, QUICK) == {}
 
 
 def test_accuracy_on_corrupted_images(probed):

@@ -54,7 +54,7 @@ def alone(config):
         state = run_steps.advance(state, done, done + run.steps_per_epoch)
         variables = steps.variables_of(state.trainable, state.statistics, frozen)
         rows = inputs.rows["validation"]
-        found.append(evaluator.rows(variables, rows, choice.first, stage).summary())
+        found.append(evaluator.rows(variables, rows, choice.first).summary())
     return found
 
 

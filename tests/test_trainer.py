@@ -1,10 +1,12 @@
 """A run's contract: what lies in the work directory, resuming, refusing."""
 
 import dataclasses
+import gc
 import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -19,6 +21,7 @@ from tl_jax import (
     param_tree,
     planning,
     runner,
+    stages,
     trainer,
 )
 from tl_jax import config as config_lib
@@ -296,11 +299,34 @@ def test_a_broken_certificate_fails_the_run(digits_config, tmp_path, monkeypatch
     assert summary["freeze"]["certificate"]["ok"] is False
 
 
-@pytest.mark.parametrize("part", ["_below", "_held"])
+def test_the_devices_hold_the_prefix_once_in_its_own_dtype(digits_config, tmp_path, monkeypatch):
+    """The float32 weights that it was made of are not there while steps and validation run."""
+    before, advance, checked = jax.live_arrays(), runner.Runner.advance, []
+
+    def watched(self, state, step, stop):
+        if self.below is not None:
+            gc.collect()
+            held = [x.dtype for x in jax.tree.leaves(self.below) if x.ndim == 4]
+            assert held and all(dtype == jnp.bfloat16 for dtype in held)
+            others = {id(x) for x in before}
+            live = [x for x in jax.live_arrays() if id(x) not in others]
+            assert not [x for x in live if x.ndim == 4 and x.dtype == jnp.float32]
+            checked.append(step)
+        return advance(self, state, step, stop)
+
+    monkeypatch.setattr(runner.Runner, "advance", watched)
+    # As from another device: on a CPU NumPy would share the memory of JAX's arrays.
+    monkeypatch.setattr(stages, "host", lambda tree: jax.tree.map(np.array, tree))
+    fields = {"model.dtype": "bfloat16", "cache": "off", "freeze.strategy": "lp_ft"}
+    summary = trainer.train(digits_config("resnet_basic", **fields), tmp_path / "run")
+    assert checked == list(range(summary["freeze"]["phases"][0]["last_step"]))
+
+
+@pytest.mark.parametrize("part", ["below", "_held"])
 def test_what_moves_on_the_devices_fails_the_run(digits_config, tmp_path, monkeypatch, part):
     """The certificate is of what the steps ran on: the prefix ready to run, the rest above it."""
     fields = {"freeze.strategy": "bitfit", "freeze.batch_norm": "frozen"}
-    fields = {} if part == "_below" else fields
+    fields = {} if part == "below" else fields
     config = digits_config("resnet_bottleneck", cache="off", **{"train.epochs": 1, **fields})
     real = runner.Runner.advance
 

@@ -5,10 +5,19 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl_jax import ablation_results, ablation_work, launchers, recipes, report, sweep_display
+from tl_jax import (
+    ablation_results,
+    ablation_search,
+    ablation_work,
+    launchers,
+    recipes,
+    report,
+    sweep_display,
+)
 from tl_jax import config as config_lib
 from tl_jax.ablation_axes import SEED
 from tl_jax.ablation_config import Cell, Sweep
@@ -180,32 +189,41 @@ def _check_made_of(sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any])
     Raises:
       UserError: names them.
     """
-    if lines := _otherwise_made(sweep, workdir, estimates):
+    if found := _otherwise_made(sweep, workdir, estimates):
+        lines = [f"\n  {what}: {shlex.join(paths)}" for what, paths in found.items()]
         raise UserError(
             f"{workdir.path} holds results that were made with other weights, images, orders or "
             "functions of strategies than are there now, by the hashes in their files:"
-            f"{_some(lines)}\nBring those back, remove these folders, or give another --workdir."
+            f"{''.join(lines)}\nBring those back, remove all these, or give another --workdir."
         )
 
 
-def _otherwise_made(sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any]) -> list[str]:
-    """A line for each cell, search and trial that is not of what the estimates are of."""
-    lines = []
+def _otherwise_made(
+    sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """By what is not as in the estimates: the cells, searches, trials and measures made of it."""
+    found: dict[str, list[str]] = {}
     for group, cells in sweep.groups.items():
         search = workdir.path / f"search/{group}"
         ended = (search / "search.json").exists()
         searches = [search / "search.json"] if ended else sorted(search.glob("*/summary.json"))
         paths = [workdir.path / ablation_results.cell_path(cell) for cell in cells]
-        for file in (*searches, *(path / "summary.json" for path in paths)):
+        files = [
+            *(("search", file) for file in searches),
+            *(("run", path / "summary.json") for path in paths),
+            *(("measures", path / "measures.json") for path in paths),
+        ]
+        for kind, file in files:
             then: Any = None
             with contextlib.suppress(UserError):  # what is damaged, or has none, its cell says
                 then = (WorkDir(file.parent).read_json(file.name) or {}).get("made_of")
-            now, searched = estimates[group]["made_of"], file in searches
             if not isinstance(then, dict):
                 continue
-            if other := ablation_work.otherwise_made(then, now, searched=searched):
-                lines.append(f"{file.parent.relative_to(workdir.path)}: {', '.join(other)}")
-    return lines
+            if other := ablation_work.otherwise_made(then, estimates[group]["made_of"][kind]):
+                whole = file if kind == "measures" else file.parent  # what to remove
+                what = found.setdefault(", ".join(other), [])
+                what.append(str(whole.relative_to(workdir.path)))
+    return found
 
 
 def _known_searches(sweep: Sweep, workdir: WorkDir) -> dict[str, Any]:
@@ -214,7 +232,7 @@ def _known_searches(sweep: Sweep, workdir: WorkDir) -> dict[str, Any]:
     for group, cells in sweep.groups.items():
         with contextlib.suppress(UserError):  # its search will say what is damaged
             found = WorkDir(workdir.path / f"search/{group}").read_json("search.json")
-            if found is not None and ablation_work.is_search(found, cells[0].rates):
+            if found is not None and ablation_search.is_search(found, cells[0].rates):
                 known[group] = found
     return known
 
@@ -227,13 +245,13 @@ def _search(
     tasks = [
         Task(
             group,
-            ablation_work.search,
+            ablation_search.search,
             (
                 sweep.config_file,
                 cells[0].overrides,
                 cells[0].rates,
                 str(workdir.path / f"search/{group}"),
-                estimates[group]["made_of"],
+                estimates[group]["made_of"]["search"],
             ),
             _kind(sweep, cells[0]),
         )

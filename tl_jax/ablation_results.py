@@ -100,7 +100,8 @@ def _row(
             if empty := [file for name, file in _FILES.items() if not files[name]]:
                 raise LookupError(f"{' and '.join(empty)}: missing or empty")
             _check_config(own, config_of(cell, searched))
-            _check_made_of(own, files["summary"] or {}, estimate["made_of"])
+            for kind, name in (("run", "summary"), ("measures", "measures")):
+                _check_made_of(own, _FILES[name], files[name] or {}, estimate["made_of"][kind])
             _check_numbers(files["summary"] or {}, files["measures"] or {})
             curves, hits = _curves(own), _hits(own, cell, files["summary"])
             if cell.config.probe.grid.learning_rate:
@@ -160,13 +161,16 @@ def _check_config(own: WorkDir, config: Config) -> None:
         )
 
 
-def _check_made_of(own: WorkDir, summary: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Raises UserError if the run that lies there was not made of what all others are."""
-    if not isinstance(summary["made_of"], dict):
+def _check_made_of(
+    own: WorkDir, file: str, content: Mapping[str, Any], now: Mapping[str, str]
+) -> None:
+    """Raises UserError if the file that lies there was not made of what all others are."""
+    if not isinstance(content["made_of"], dict):
         raise TypeError("made_of is no object")
-    if other := ablation_work.otherwise_made(summary["made_of"], now):
+    if other := ablation_work.otherwise_made(content["made_of"], now):
+        path = own.path if file == _FILES["summary"] else own.path / file
         raise UserError(
-            f"{own.path} was made with other {', '.join(other)} than when the sweep was started: "
+            f"{path} was made with other {', '.join(other)} than when the sweep was started: "
             "remove it and start the sweep again"
         )
 

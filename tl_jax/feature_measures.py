@@ -41,7 +41,8 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
       "forgetting": source, and of `retention.forgetting` before and after; None where no source is
       named, the checkpoint has no head, or the run started from random weights. "gradients": see
       `gradient_flow.measure`; None where more than the head was trained, or the trunk is not as it
-      was pretrained. "not_finite": names of figures that overflowed, which are None.
+      was pretrained. "not_finite": names of figures that overflowed, which are None. "made_of": as
+      `made_of` has it.
 
     Raises:
       UserError: no such run is finished there, or options that cannot be.
@@ -54,26 +55,32 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
     config = config if chosen is None else probe.with_setting(config, chosen)
     job = job_lib.prepare(config)
     trained = inference.load_trained(path, config.model)
+    source = _source(job, options)
     found = {
         "drift": _drift(job, trained, options.probe_images),
         **_shifts(job, trained, options),
-        "forgetting": _forgetting(job, trained, options),
+        "forgetting": _forgetting(job, trained, source, options),
         "gradients": None,
     }
     if options.gradient_steps and _is_head_alone(job):
         head = trained.variables["params"][trained.family.head]
         found["gradients"] = gradient_flow.measure(job, head, options.gradient_steps)
-    return {**_finite(found), "not_finite": sorted(set(_not_finite(found)))}
+    whole = {**_finite(found), "not_finite": sorted(set(_not_finite(found)))}
+    return {**whole, "made_of": _made_of(source)}
 
 
-def check(job: Job, options: Measure) -> None:
-    """Refuses what cannot be measured of a run, before it is trained.
+def made_of(job: Job, options: Measure) -> dict[str, str]:
+    """By name, hashes of what is measured on besides the run's own data; before it is trained.
 
     Raises:
-      UserError: says what, of the options or of the data of the checkpoint's own task.
+      UserError: the options, or the data of the checkpoint's own task, cannot be measured with.
     """
     _check_options(options)
-    _source(job, options)
+    return _made_of(_source(job, options))
+
+
+def _made_of(source: tuple[Pretrained, Examples] | None) -> dict[str, str]:
+    return {} if source is None else {"images of ablate.measure.source": source[1].fingerprint}
 
 
 def _drift(job: Job, trained: Pretrained, count: int) -> list[dict[str, Any]]:
@@ -101,8 +108,12 @@ def _shifts(job: Job, trained: Pretrained, options: Measure) -> dict[str, Any]:
     return {"clean": clean, "shifts": rows}
 
 
-def _forgetting(job: Job, trained: Pretrained, options: Measure) -> dict[str, Any] | None:
-    found = _source(job, options)
+def _forgetting(
+    job: Job,
+    trained: Pretrained,
+    found: tuple[Pretrained, Examples] | None,
+    options: Measure,
+) -> dict[str, Any] | None:
     if found is None:
         return None
     source, examples = found

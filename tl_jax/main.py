@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging as absl_logging
-
 from tl_jax import ablation_config, config_files, process
 from tl_jax.config import Config, Probe
 from tl_jax.errors import NOT_UTF8, RunFailed, UserError, is_text, printable, printable_lines
@@ -65,7 +63,6 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # which may be of another encoding than UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax fails at, it raises, too
     # Of a damaged checkpoint TensorStore's threads still tell an event loop that Orbax has closed.
     sys.unraisablehook = _unraisable
     try:

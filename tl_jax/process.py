@@ -14,12 +14,14 @@ def start(compilation_cache: str | None) -> None:
       compilation_cache: folder of programs that other processes compiled; None for none.
     """
     import jax
+    from absl import logging as absl_logging
 
     from tl_jax import display, parallel
 
     if compilation_cache is not None and _writable(folder := os.path.expanduser(compilation_cache)):
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax fails at, it raises, too
     parallel.start()
     display.console.quiet = not parallel.is_first()
 

@@ -44,6 +44,10 @@ class Runner:
       state: at its start.
       frozen: what does not train.
       meter: told what each step returns, and how long it took.
+
+    Attributes:
+      below: the prefix on the devices, in the form in which it runs before each step; None where
+        none does.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Runner:
                 whole = steps.variables_of({}, state.statistics, frozen)
                 below = devices.replicate(stages.prefix_of(job, stage)(whole))
             first, frozen = stage.plan.boundary, stages.above(job, stage, frozen)
-        self._held, self._below = devices.replicate(frozen), below
+        self._held, self.below = devices.replicate(frozen), below
         self._before = certificate.sha256(below)
         together = self._resident is not None and loops(stage.plan, inputs.choice.first)
         self.longest, self._together = job.steps_per_epoch if together else 1, together
@@ -85,7 +89,7 @@ class Runner:
         Raises:
           RunFailed: the prefix, which has another form there, is not what it was.
         """
-        if certificate.sha256(self._below) != self._before:
+        if certificate.sha256(self.below) != self._before:
             raise RunFailed("certificate: the frozen prefix moved on the devices")
         return Frozen(
             param_tree.overlay(frozen.params, self._held.params),
@@ -111,8 +115,8 @@ class Runner:
     def _advance_once(self, state, hyper, batch):
         if self._resident is not None:
             batch = self._look_up(self._resident, batch)
-        if self._below is not None:
-            batch = self._run_below(self._below, hyper.seed, state.step, batch)
+        if self.below is not None:
+            batch = self._run_below(self.below, hyper.seed, state.step, batch)
         return self._run(state, self._held, hyper, batch)
 
     def _advance_together(self, state, step, count):
@@ -121,7 +125,7 @@ class Runner:
         state, metrics = self._meter.run(
             self._run,
             state,
-            (self._held, self._below),
+            (self._held, self.below),
             Hyper(self._seed, self._devices.replicate(rates)),
             self._resident,
             self._devices.replicate(np.int32(count)),

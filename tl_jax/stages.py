@@ -49,14 +49,15 @@ def follow(
 
 def above(job: Job, stage: Stage, frozen: Frozen) -> Frozen:
     """What is frozen from the boundary on: all that steps on the boundary's activations need."""
-    plan, chain = stage.plan, job.pretrained.chain
+    first = stage.plan.boundary
+    params, statistics = (from_block(job, first, x) for x in (frozen.params, frozen.statistics))
+    return Frozen(params, statistics, frozen.start)
 
-    def part(tree: Any) -> dict[str, Any]:
-        return param_tree.split(
-            tree, lambda path: depth_map.block_of(path, chain) >= plan.boundary
-        )[0]
 
-    return Frozen(part(frozen.params), part(frozen.statistics), frozen.start)
+def from_block(job: Job, first: int, tree: Any) -> dict[str, Any]:
+    """Of a tree of parameters or statistics what belongs to block `first` and those after it."""
+    chain = job.pretrained.chain
+    return param_tree.split(tree, lambda path: depth_map.block_of(path, chain) >= first)[0]
 
 
 def prefix_of(job: Job, stage: Stage) -> Callable[[Any], dict[str, Any]]:

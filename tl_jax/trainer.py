@@ -84,7 +84,7 @@ def _train(config: Config, workdir: WorkDir, started: float, command: str | None
     found, features = probe_features.look(config, workdir, devices)
     if "chosen" in found:
         config = probe.with_setting(config, found["chosen"])
-    job = job_lib.prepare(config)
+    job = _on_host(job_lib.prepare(config))
     description = job.describe_plan()
     display.console.print(plan_display.plan_table(description))
     choices = (
@@ -220,8 +220,8 @@ def _fit(
                     record(step, "epoch", meter.epoch(step))
                 if epoch_ends and "validation" in inputs.rows:
                     variables, rows = _variables(state, frozen), inputs.rows["validation"]
-                    first = inputs.choice.first
-                    found = meter.aside(evaluator.rows, variables, rows, first, stage).summary()
+                    through = inputs.choice.first, stage, runner.below
+                    found = meter.aside(evaluator.rows, variables, rows, *through).summary()
                     accuracy = found["accuracy"]
                     record(step, "validation", found)
                 if epoch_ends:
@@ -268,6 +268,12 @@ def _fill(
         choice = feature_cache.without(str(error))
     bar.say(f"cache {choice.kind}: {choice.reason}")
     return feature_cache.fill(job, stage, choice, devices, variables, bar.filling)
+
+
+def _on_host(job: Job) -> Job:
+    """The job with its weights as NumPy arrays: devices hold what a phase computes with, alone."""
+    network, variables = job.pretrained, stages.host(job.pretrained.variables)
+    return dataclasses.replace(job, pretrained=dataclasses.replace(network, variables=variables))
 
 
 def _variables(state: TrainState, frozen: Frozen) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tl_jax.report.answers import Answer, Answers, Standing
-from tl_jax.report.cells import Cell
+from tl_jax.report.cells import Setting
 from tl_jax.report.statistics import BOTH, EXAMPLES, NONE, SEEDS, UNPAIRED, Difference
 from tl_jax.report.words import (
     Name,
@@ -204,7 +204,7 @@ def caveats(answers: Answers) -> list[Sentence]:
             (f"{len(unfinished)} of {total} without a result ({failed} failed); means and "
              "differences are over the seeds that are there.",)
         )  # fmt: skip
-    if edges := _grouped(answers.at_edge):
+    if edges := _edges(answers):
         found.append(
             (
                 "The learning rate of ",
@@ -279,17 +279,23 @@ def _unmatched(answers: Answers) -> list[Sentence]:
     ]
 
 
-def _grouped(cells: Sequence[Cell]) -> Sentence:
-    """Cells by strategy; the setting is named where not all of a strategy's are meant."""
-    names = dict.fromkeys(
-        (cell.strategy, cell.setting.title, cell.numbers["learning_rate"]) for cell in cells
-    )
-    return listed(
-        [
-            (Name(strategy), f" ({', '.join(filter(None, (title, short(rate))))})")
-            for strategy, title, rate in names
-        ]
-    )
+def _edges(answers: Answers) -> Sentence:
+    """Cells at an edge by strategy, with their setting, and their seeds where not all are meant."""
+    edges: dict[tuple[str, Setting, float | None], list[str]] = {}
+    for cell in answers.at_edge:
+        which = cell.strategy, cell.setting, cell.numbers["learning_rate"]
+        edges.setdefault(which, []).append(cell.seed)
+    found: list[Sentence] = []
+    for (strategy, setting, rate), seeds in edges.items():
+        own = {
+            cell.seed
+            for cell in answers.sweep.cells
+            if (cell.strategy, cell.setting) == (strategy, setting)
+        }
+        some = "" if set(seeds) == own else f"with seed {' and '.join(seeds)}"
+        words = filter(None, (setting.title, short(rate), some))
+        found.append((Name(strategy), f" ({', '.join(words)})"))
+    return listed(found)
 
 
 def _times(ratio: float) -> str:
