@@ -127,7 +127,7 @@ def test_a_finished_sweep_may_get_more_seeds(finished, network, tmp_path, capsys
 
 DAMAGE = (
     ("summary.json", '{"cost": null, "metrics": {"test": {"accuracy": 0.5, "examples": 130}}}'),
-    ("measures.json", '{"drift": 3}'),
+    ("measures.json", '{"drift": 3, "made_of": {}}'),
     ("metrics.jsonl", "[1]\nnull\n"),
     ("predictions_test.csv", None),
     ("summary.json", {"environment": [1]}),
@@ -146,7 +146,8 @@ DAMAGE = (
     ("measures.json", {"shifts": [{"severity": 3, "accuracy": 0.5}]}),
     ("measures.json", {"gradients": {"random_head": []}}),
     ("config.json", {"seed": 5}),
-    ("measures.json", '{"asked": 1}'),
+    ("measures.json", '{"asked": 1, "made_of": {}}'),
+    ("measures.json", {"made_of": [1]}),
     ("measures.json", {"shifts": [{"kind": "contrast", "severity": 3, "accuracy": "x"}]}),
     ("summary.json", lambda s: {"cost": s["cost"] | {"cache_seconds": None}}),
     ("summary.json", lambda s: {"cost": s["cost"] | {"train_seconds": -1.0}}),
@@ -384,10 +385,16 @@ def test_estimates_are_of_this_start_s_configuration(finished, tmp_path):
     workdir = tmp_path / whole.name
     shutil.copytree(whole, workdir)
     measures = workdir / "cells/linear_probe,seed=0/measures.json"
-    before = measures.read_bytes()
+    before, lost = measures.read_bytes(), workdir / "cells/top_k,seed=1/measures.json"
     measures.write_text('{"drift": 3}')
+    older = command_line.read_json(lost)
+    del older["made_of"]
+    lost.write_text(json.dumps(older))  # as an earlier version's
+    stamps = {p: os.stat(p).st_mtime_ns for p in workdir.glob("cells/*/summary.json")}
     assert start(config, workdir, "--config.cache=off") == 0
     assert measures.read_bytes() == before
+    assert command_line.read_json(lost) == {**older, "made_of": {}}
+    assert {p: os.stat(p).st_mtime_ns for p in stamps} == stamps
     cached, uncached = (
         command_line.read_json(folder / "ablation" / "estimates.json")["groups"]["linear_probe"]
         for folder in (whole, workdir)

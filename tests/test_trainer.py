@@ -14,10 +14,12 @@ from summary_contract import SUMMARY, wrong_fields
 
 from tl_jax import (
     cache_folder,
+    evaluation,
     input_pipeline,
     job,
     load_pretrained,
     losses,
+    parallel,
     param_tree,
     planning,
     runner,
@@ -301,25 +303,56 @@ def test_a_broken_certificate_fails_the_run(digits_config, tmp_path, monkeypatch
 
 def test_the_devices_hold_the_prefix_once_in_its_own_dtype(digits_config, tmp_path, monkeypatch):
     """The float32 weights that it was made of are not there while steps and validation run."""
-    before, advance, checked = jax.live_arrays(), runner.Runner.advance, []
+    before, checked = jax.live_arrays(), []
+    advance, evaluate, prefix_of = runner.Runner.advance, evaluation.evaluate, stages.prefix_of
+    running, made = [None], []
 
-    def watched(self, state, step, stop):
+    def check(name):
+        gc.collect()
+        others = {id(x) for x in before}
+        live = [x for x in jax.live_arrays() if id(x) not in others]
+        assert not [x for x in live if x.ndim == 4 and x.dtype == jnp.float32]
+        checked.append((name, len(made)))
+
+    def advanced(self, state, step, stop):
+        running[0] = self
         if self.below is not None:
-            gc.collect()
             held = [x.dtype for x in jax.tree.leaves(self.below) if x.ndim == 4]
             assert held and all(dtype == jnp.bfloat16 for dtype in held)
-            others = {id(x) for x in before}
-            live = [x for x in jax.live_arrays() if id(x) not in others]
-            assert not [x for x in live if x.ndim == 4 and x.dtype == jnp.float32]
-            checked.append(step)
+            check("steps")
         return advance(self, state, step, stop)
 
-    monkeypatch.setattr(runner.Runner, "advance", watched)
+    def evaluated(*args, **options):
+        if running[0].below is not None:
+            check("validation")
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(runner.Runner, "advance", advanced)
+    monkeypatch.setattr(evaluation, "evaluate", evaluated)
+    monkeypatch.setattr(stages, "prefix_of", lambda *args: made.append(args) or prefix_of(*args))
     # As from another device: on a CPU NumPy would share the memory of JAX's arrays.
     monkeypatch.setattr(stages, "host", lambda tree: jax.tree.map(np.array, tree))
     fields = {"model.dtype": "bfloat16", "cache": "off", "freeze.strategy": "lp_ft"}
     summary = trainer.train(digits_config("resnet_basic", **fields), tmp_path / "run")
-    assert checked == list(range(summary["freeze"]["phases"][0]["last_step"]))
+    names, times_made = zip(*checked, strict=True)
+    assert names.count("steps") == summary["freeze"]["phases"][0]["last_step"]
+    assert "validation" in names and len(set(times_made)) == 1
+
+
+def test_validation_computes_with_what_the_steps_hold(digits_config, tmp_path, monkeypatch):
+    """Kernels that are frozen above the boundary are put on the devices once, too."""
+    replicate, there = parallel.DataParallel.replicate, []
+
+    def watched(self, tree):
+        if isinstance(tree, dict) and "batch_stats" in tree:  # what is evaluated
+            kernels = [x for x in jax.tree.leaves(tree) if x.ndim == 4]
+            there.append({isinstance(x, jax.Array) and len(x.devices()) == 8 for x in kernels})
+        return replicate(self, tree)
+
+    monkeypatch.setattr(parallel.DataParallel, "replicate", watched)
+    fields = {"freeze.strategy": "bitfit", "freeze.batch_norm": "frozen", "train.epochs": 1}
+    trainer.train(digits_config("resnet_basic", cache="off", **fields), tmp_path / "run")
+    assert there == [{True}, {False}, {False}]  # at the end of the epoch; of what is exported
 
 
 @pytest.mark.parametrize("part", ["below", "_held"])

@@ -1,7 +1,6 @@
 """A sweep, from its cells to one answer: read it from top to bottom."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -203,6 +202,7 @@ def _otherwise_made(
 ) -> dict[str, list[str]]:
     """By what is not as in the estimates: the cells, searches, trials and measures made of it."""
     found: dict[str, list[str]] = {}
+    measure = sweep.options.measure
     for group, cells in sweep.groups.items():
         search = workdir.path / f"search/{group}"
         ended = (search / "search.json").exists()
@@ -214,11 +214,14 @@ def _otherwise_made(
             *(("measures", path / "measures.json") for path in paths),
         ]
         for kind, file in files:
-            then: Any = None
+            content: dict[str, Any] = {}
             with contextlib.suppress(UserError):  # what is damaged, or has none, its cell says
-                then = (WorkDir(file.parent).read_json(file.name) or {}).get("made_of")
+                content = WorkDir(file.parent).read_json(file.name) or {}
+            then = content.get("made_of")
             if not isinstance(then, dict):
                 continue
+            if kind == "measures" and not ablation_work.is_measured(content, measure):
+                continue  # will be made anew
             if other := ablation_work.otherwise_made(then, estimates[group]["made_of"][kind]):
                 whole = file if kind == "measures" else file.parent  # what to remove
                 what = found.setdefault(", ".join(other), [])
@@ -317,5 +320,4 @@ def _finished(sweep: Sweep, workdir: WorkDir, cell: Cell) -> bool:
         ended, measures = own.finished() is not None, own.read_json("measures.json")
     except UserError:
         return False  # its run will say what is damaged
-    asked = json.loads(json.dumps(dataclasses.asdict(sweep.options.measure)))
-    return ended and measures is not None and measures.get("asked") == asked
+    return ended and ablation_work.is_measured(measures, sweep.options.measure)

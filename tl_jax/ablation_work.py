@@ -7,6 +7,7 @@ there, and leaves its results in a work directory, where a later start finds the
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import shlex
 import time
@@ -212,11 +213,16 @@ def run(config_file: str, overrides: Overrides, path: str, measure: Measure) -> 
     from tl_jax import feature_measures
 
     summary = train(config, path, command_of(config_file, overrides, path))
-    workdir, asked = WorkDir(path), dataclasses.asdict(measure)
-    asked = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items()}
-    found = workdir.read_json("measures.json")
-    if found is None or found.get("asked") != asked:
+    workdir = WorkDir(path)
+    if not is_measured(workdir.read_json("measures.json"), measure):
         with _sharing():
             found = feature_measures.measure(config, path, measure)
-        workdir.write_json("measures.json", {"asked": asked, **found})
+        workdir.write_json("measures.json", {"asked": dataclasses.asdict(measure), **found})
     return summary
+
+
+def is_measured(found: Any, measure: Measure) -> bool:
+    """Whether the content of a `measures.json` is of this version, and of all that is asked."""
+    asked = json.loads(json.dumps(dataclasses.asdict(measure)))
+    kinds = _kinds(found)
+    return kinds.get("made_of") is dict and found.get("asked") == asked

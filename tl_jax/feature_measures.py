@@ -55,13 +55,12 @@ def measure(config: Config, path: Any, options: Measure) -> dict[str, Any]:
     config = config if chosen is None else probe.with_setting(config, chosen)
     job = job_lib.prepare(config)
     trained = inference.load_trained(path, config.model)
-    source = _source(job, options)
     found = {
         "drift": _drift(job, trained, options.probe_images),
         **_shifts(job, trained, options),
-        "forgetting": _forgetting(job, trained, source, options),
-        "gradients": None,
     }
+    source = _source(job, options)
+    found |= {"forgetting": _forgetting(job, trained, source, options), "gradients": None}
     if options.gradient_steps and _is_head_alone(job):
         head = trained.variables["params"][trained.family.head]
         found["gradients"] = gradient_flow.measure(job, head, options.gradient_steps)

@@ -91,6 +91,10 @@ class Runner:
         """
         if certificate.sha256(self.below) != self._before:
             raise RunFailed("certificate: the frozen prefix moved on the devices")
+        return self.on_devices(frozen)
+
+    def on_devices(self, frozen: Frozen) -> Frozen:
+        """`frozen` with what the steps were given of it as it lies on the devices."""
         return Frozen(
             param_tree.overlay(frozen.params, self._held.params),
             param_tree.overlay(frozen.statistics, self._held.statistics),

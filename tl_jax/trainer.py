@@ -186,6 +186,7 @@ def _fit(
             stage, before = job.stages[number], position["before"]
             if number > position["phase"]:
                 state, frozen = stages.follow(job, number, state, frozen, start["params"])
+                frozen = stages.host(frozen)
                 whole = _variables(state, frozen)
                 before = certificate.fingerprint(stage.plan, whole, steps=True)
             state, runner = devices.replicate(state), None
@@ -219,9 +220,11 @@ def _fit(
                 if epoch_ends:
                     record(step, "epoch", meter.epoch(step))
                 if epoch_ends and "validation" in inputs.rows:
-                    variables, rows = _variables(state, frozen), inputs.rows["validation"]
-                    through = inputs.choice.first, stage, runner.below
-                    found = meter.aside(evaluator.rows, variables, rows, *through).summary()
+                    variables = _variables(state, runner.on_devices(frozen))
+                    rows, first = inputs.rows["validation"], inputs.choice.first
+                    found = meter.aside(
+                        evaluator.rows, variables, rows, first, stage, runner.below
+                    ).summary()
                     accuracy = found["accuracy"]
                     record(step, "validation", found)
                 if epoch_ends:
@@ -271,7 +274,7 @@ def _fill(
 
 
 def _on_host(job: Job) -> Job:
-    """The job with its weights as NumPy arrays: devices hold what a phase computes with, alone."""
+    """The job with its weights as NumPy arrays, so that devices hold what a phase runs alone."""
     network, variables = job.pretrained, stages.host(job.pretrained.variables)
     return dataclasses.replace(job, pretrained=dataclasses.replace(network, variables=variables))
 

@@ -171,7 +171,7 @@ def test_a_grid_of_heads_has_an_edge_and_a_budget():
     assert "Budgets" not in note
     seeds = ((0.2, "0"), (0.3, "1"), (0.1, "2"), (0.1, "3"))  # each has a grid of its own
     cells = [gridded({"strategy": "a", "seed": seed}, rate, three) for rate, seed in seeds]
-    edges = "a (0.3, with seed 1) and a (0.1, with seed 2 and 3)"
+    edges = "a (0.3, with seed 1) and a (0.1, with seeds 2 and 3)"
     assert f"The learning rate of {edges} was chosen" in said(sweep(cells))[-1]
     cells = [gridded({"strategy": "a"}, 0.2, three)]
     cells += [gridded({"strategy": strategy}, 1.0, ()) for strategy in "bc"]

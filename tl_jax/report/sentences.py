@@ -292,7 +292,10 @@ def _edges(answers: Answers) -> Sentence:
             for cell in answers.sweep.cells
             if (cell.strategy, cell.setting) == (strategy, setting)
         }
-        some = "" if set(seeds) == own else f"with seed {' and '.join(seeds)}"
+        numbers = plain(listed([(seed,) for seed in seeds]))
+        some = (
+            "" if set(seeds) == own else f"with {'seed' if len(seeds) == 1 else 'seeds'} {numbers}"
+        )
         words = filter(None, (setting.title, short(rate), some))
         found.append((Name(strategy), f" ({', '.join(words)})"))
     return listed(found)
