@@ -292,11 +292,9 @@ def _edges(answers: Answers) -> Sentence:
             for cell in answers.sweep.cells
             if (cell.strategy, cell.setting) == (strategy, setting)
         }
-        numbers = plain(listed([(seed,) for seed in seeds]))
-        some = (
-            "" if set(seeds) == own else f"with {'seed' if len(seeds) == 1 else 'seeds'} {numbers}"
-        )
-        words = filter(None, (setting.title, short(rate), some))
+        some = "with seed " if len(seeds) == 1 else "with seeds "
+        some += plain(listed([(seed,) for seed in seeds]))
+        words = filter(None, (setting.title, short(rate), some if set(seeds) != own else ""))
         found.append((Name(strategy), f" ({', '.join(words)})"))
     return listed(found)
 
