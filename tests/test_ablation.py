@@ -327,6 +327,11 @@ def test_results_of_other_images_or_weights_are_not_gone_on_with(
     found = ablation_results.collect(
         sweep, WorkDir(str(workdir)), ("python",), searched, {}, estimates["groups"]
     )
+    change(f"{odd}/summary.json", "weights")
+    assert start(config, workdir) == 2
+    said = capsys.readouterr().err
+    assert f"  weights: {odd}\n" in said and "measures.json" not in said  # lies in it
+    shutil.copy(whole / odd / "summary.json", workdir / odd / "summary.json")
     [error] = [cell["error"] for cell in found["cells"] if cell["error"]]
     assert f"{odd}/measures.json was made with other {source} than when" in error
     (workdir / odd / "measures.json").write_bytes(measures)
@@ -554,11 +559,13 @@ def test_the_plan_comes_before_the_first_run(finished, capsys, monkeypatch):
 
 def test_what_cannot_run_at_all_is_refused_before_anything_runs(network, tmp_path, capsys):
     gridded = {"freeze.strategy": "top_k", "probe.grid.weight_decay": (0.1, 1.0)}
-    axes = (("data.examples_per_class", (7, 1000)), ("strategy", (gridded,)))
+    blind = {"name": "blind", "freeze.strategy": "linear_probe", "probe.grid.input": ("cls",)}
+    axes = (("data.examples_per_class", (7, 1000)), ("strategy", (gridded, blind)))
     config = ablation_example.write(tmp_path, network("resnet_basic"), axes=axes)
     assert start(config, tmp_path / "run") == 2
     said = capsys.readouterr().err
     assert "examples_per_class" in said and "top_k trains more than the head" in said
+    assert "config.probe.grid.input: 'cls': the head of a resnet can see pooled" in said
     assert not (tmp_path / "run" / "cells").exists()
 
 
@@ -566,7 +573,9 @@ def test_measures_that_cannot_be_are_refused_before_anything_runs(network, tmp_p
     measure = {**ablation_example.MEASURE, "source": "tfds:nope"}
     config = ablation_example.write(tmp_path, network("resnet_basic"), measure=measure)
     assert start(config, tmp_path / "run") == 2
-    assert "nope" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("config.ablate.measure.source: TFDS knows no data set 'nope'") == 1
+    assert said.startswith("error: linear_probe, top_k: ")
     assert not (tmp_path / "run" / "cells").exists()
 
 

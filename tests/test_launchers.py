@@ -12,7 +12,7 @@ import pytest
 
 from tl_jax import launchers
 from tl_jax.errors import RunFailed, UserError
-from tl_jax.launchers import Local, Task
+from tl_jax.launchers import Local, Outcome, Task
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -102,6 +102,9 @@ def test_a_failure_stops_no_other_task():
     assert found["good"].result == 8
     with pytest.raises(UserError, match="user: mend it"):
         launchers.results(list(found.values()))
+    several = [Outcome(task, error="mend it") for task in tasks[:3]]
+    with pytest.raises(UserError, match=r"^user, run, bug: mend it$"):  # once
+        launchers.results(several)
 
 
 def test_a_task_whose_process_died_is_tried_again(tmp_path):

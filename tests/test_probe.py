@@ -172,7 +172,7 @@ def test_features_of_a_narrower_head_are_its_own(digits_config):
         ({"freeze.strategy": "random_trunk", "probe.grid.seed": (0, 1)}, "the random trunk"),
         ({"data.augmentation": "flip"}, "flip draws anew"),
         ({"cache": "off"}, "config.cache is off"),
-        ({"probe.grid.input": ("cls", "pooled")}, "has no class token"),
+        ({"probe.grid.input": ("cls", "pooled")}, "the head of a resnet can see pooled"),
         ({"freeze.phases": ({"learning_rate": 0.5},)}, "freeze.phases sets learning_rate"),
         (
             {

@@ -191,9 +191,11 @@ def _check_made_of(sweep: Sweep, workdir: WorkDir, estimates: Mapping[str, Any])
     if found := _otherwise_made(sweep, workdir, estimates):
         lines = [f"\n  {what}: {shlex.join(paths)}" for what, paths in found.items()]
         raise UserError(
-            f"{workdir.path} holds results that were made with other weights, images, orders or "
-            "functions of strategies than are there now, by the hashes in their files:"
-            f"{''.join(lines)}\nBring those back, remove all these, or give another --workdir."
+            f"{workdir.path} holds results of an earlier start that were made otherwise, by the "
+            f"hashes in their files. What differs, and what there is made of it:{''.join(lines)}\n"
+            "Bring it back (the network with its weights and preparation of images: "
+            "config.model.pretrained; images: config.data.source; what a function does: the "
+            "configuration), remove all these, or give another --workdir."
         )
 
 
@@ -202,6 +204,7 @@ def _otherwise_made(
 ) -> dict[str, list[str]]:
     """By what is not as in the estimates: the cells, searches, trials and measures made of it."""
     found: dict[str, list[str]] = {}
+    gone = set()  # with all that lies in them
     measure = sweep.options.measure
     for group, cells in sweep.groups.items():
         search = workdir.path / f"search/{group}"
@@ -222,7 +225,10 @@ def _otherwise_made(
                 continue
             if kind == "measures" and not ablation_work.is_measured(content, measure):
                 continue  # will be made anew
+            if kind == "measures" and file.parent in gone:
+                continue
             if other := ablation_work.otherwise_made(then, estimates[group]["made_of"][kind]):
+                gone.add(file.parent)
                 whole = file if kind == "measures" else file.parent  # what to remove
                 what = found.setdefault(", ".join(other), [])
                 what.append(str(whole.relative_to(workdir.path)))

@@ -129,11 +129,12 @@ def _source(job: Job, options: Measure) -> tuple[Pretrained, Examples] | None:
     splits = {"test": options.source_split}
     try:
         examples = open_dataset(options.source, splits, options.source_dir)["test"]
+        retention.check_classes(source, examples)
     except UserError as error:
+        why = str(error).replace("config.data.dir", "config.ablate.measure.source_dir")
         raise UserError(
-            str(error).replace("config.data.dir", "config.ablate.measure.source_dir")
+            f"config.ablate.measure.source: {why}\nWithout it forgetting is not measured."
         ) from error
-    retention.check_classes(source, examples)
     return source, examples
 
 

@@ -287,9 +287,16 @@ def results(outcomes: Sequence[Outcome]) -> list[Any]:
     """What all tasks returned.
 
     Raises:
-      UserError: names those that did not.
+      UserError: names those that did not, and each reason once.
     """
-    wrong = [f"{o.task.name}: {o.error}" for o in outcomes if o.error is not None]
+    wrong: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error is not None:
+            wrong.setdefault(outcome.error, []).append(outcome.task.name)
     if wrong:
-        raise UserError("\n".join(dict.fromkeys(wrong)))
+        lines = [
+            f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}: {error}"
+            for error, names in wrong.items()
+        ]
+        raise UserError("\n".join(lines))
     return [outcome.result for outcome in outcomes]

@@ -9,6 +9,7 @@ from tl_jax import (
     display,
     feature_baselines,
     feature_cache,
+    models,
     parallel,
     probe,
     results,
@@ -17,6 +18,7 @@ from tl_jax.cache_choice import Choice
 from tl_jax.config import Config
 from tl_jax.errors import UserError
 from tl_jax.feature_cache import Inputs
+from tl_jax.hub import open_checkpoint
 from tl_jax.job import Job, prepare
 from tl_jax.parallel import DataParallel
 from tl_jax.workdir import WorkDir
@@ -28,9 +30,24 @@ def widest(config: Config) -> Job:
     Raises:
       UserError: there can be no such grid, or no such baselines.
     """
+    _check_inputs(config)
     job = prepare(probe.widened(config))
     probe.check(job)
     return job
+
+
+def _check_inputs(config: Config) -> None:
+    """The widest head would say it of itself, which nobody asked for."""
+    if config.init_from is not None:
+        return
+    checkpoint = open_checkpoint(config.model.pretrained, config.model.revision)
+    family = models.family_of(checkpoint.config, checkpoint.source)
+    for name in config.probe.grid.input or ():
+        if name not in ("default", *family.inputs):
+            raise UserError(
+                f"config.probe.grid.input: {name!r}: the head of a {family.model_type} can see "
+                f"{', '.join(family.inputs)}"
+            )
 
 
 def choose(job: Job) -> Choice:

@@ -163,6 +163,6 @@ def check_classes(source: Pretrained, examples: Examples) -> None:
     """
     if examples.class_names != source.class_names:
         raise UserError(
-            f"forgetting: {examples.name} has the classes {', '.join(examples.class_names)}; the "
+            f"{examples.name} has the classes {', '.join(examples.class_names)}; the "
             f"head of {source.checkpoint.source} tells {', '.join(source.class_names)} apart"
         )

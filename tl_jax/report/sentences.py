@@ -148,12 +148,8 @@ def _cost(answer: Answer) -> list[Sentence]:
     if not paid:
         return []
     cost = plain(listed([(text,) for text in paid]))
-    if best is reference:
-        if len(answer.standings) == 1:
-            return [("It cost ", cost, " a run.")]
-        return [("It cost ", cost, " a run, to which the others are compared below.")]
     ratios = plain(listed([(text,) for text in _ratios(best, reference)]))
-    if not ratios:
+    if best is reference or not ratios:
         return [("It cost ", cost, " a run.")]
     return [("It cost ", cost, " a run: ", ratios, " of ", Name(reference.strategy), ".")]
 
@@ -233,7 +229,7 @@ def caveats(answers: Answers) -> list[Sentence]:
     elif any(d.seeds == 1 for d in differences):
         found.append(
             ("A difference over one common seed does not count as certain, whatever its interval: "
-             "how much seeds differ is known of others alone.",)
+             "one seed does not show how much such differences vary.",)
         )  # fmt: skip
     several = [e.seeds for e in estimates if 1 < e.seeds <= FEW_SEEDS]
     if several:
