@@ -158,10 +158,7 @@ _GRID_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda x: _is_real(x) and x > 0, "numbers above 0"),
     "weight_decay": (lambda x: _is_real(x) and x >= 0, "numbers from 0"),
     "seed": (lambda x: type(x) is int and 0 <= x < 2**31, "whole numbers from 0 to 2,147,483,647"),
-    "input": (
-        lambda x: x in ("default", "pooled", "cls", "cls+mean"),
-        "some of default, pooled, cls, cls+mean",
-    ),
+    "input": (lambda x: x in _INPUTS, f"some of {', '.join(_INPUTS)}"),
 }
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _BASELINES = ("logistic_regression", "nearest_neighbours")

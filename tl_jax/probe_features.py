@@ -38,11 +38,12 @@ def widest(config: Config) -> Job:
 
 def _check_inputs(config: Config) -> None:
     """The widest head would say it of itself, which nobody asked for."""
-    if config.init_from is not None:
+    inputs = config.probe.grid.input
+    if inputs is None or config.init_from is not None:
         return
     checkpoint = open_checkpoint(config.model.pretrained, config.model.revision)
     family = models.family_of(checkpoint.config, checkpoint.source)
-    for name in config.probe.grid.input or ():
+    for name in inputs:
         if name not in ("default", *family.inputs):
             raise UserError(
                 f"config.probe.grid.input: {name!r}: the head of a {family.model_type} can see "
